@@ -1,0 +1,7 @@
+"""`python -m segadapt`."""
+
+import sys
+
+from segadapt.cli import main
+
+sys.exit(main())

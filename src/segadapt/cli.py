@@ -1,0 +1,199 @@
+"""The command line: one function a command. torch is imported only after the arguments were found right.
+
+Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from segadapt.config import DataConfig, Experiment, PseudoLabelConfig
+from segadapt.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Literal["auto", "cpu", "cuda"]
+ROWS = ("source_only", "adabn", "adversarial", "sim", "sim_ssl", "target_only")
+DEMO_ROWS = ("source_only", "adversarial", "sim", "sim_ssl", "target_only")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        parser = build_parser()
+        options = parser.instantiate(parser.parse_args(arguments))
+        command = options.subcommand
+        return COMMANDS[command](options[command])
+    except (ArgumentError, InputError) as error:
+        print(f"segadapt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("segadapt: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> ArgumentParser:
+    """All commands with their options."""
+    parser = ArgumentParser(prog="segadapt", description=__doc__, exit_on_error=False, version=version())
+    commands = parser.add_subcommands(required=True)
+    for name, text in (
+        ("train", "Train one row of the method: source only, AdaBN, adversarial, SIM or target only."),
+        ("adapt", "The whole procedure: step 1, pseudo-labels, step 2, evaluation."),
+        ("ablate", "The rows of the paper's Table 2 over seeds: a table and pictures."),
+        ("demo", "'ablate' on the bundled pair of street scenes."),
+    ):
+        command = ArgumentParser(description=text, exit_on_error=False)
+        command.add_argument("--config", action="config", help="YAML file of the experiment")
+        command.add_class_arguments(Experiment, None)
+        add_machine_options(command)
+        if name == "train":
+            command.add_argument("--row", type=Literal[ROWS[:4] + ROWS[5:]], default="sim", help="row to train")  # type: ignore[valid-type]
+        if name in ("ablate", "demo"):
+            command.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
+            command.add_argument(
+                "--rows", type=Literal[ROWS], nargs="+", default=list(DEMO_ROWS), help="rows of the table"  # type: ignore[valid-type]
+            )
+        default = "runs/demo" if name == "demo" else None
+        command.add_argument("--run_dir", type=str, default=default, required=default is None, help="run folder")
+        commands.add_subcommand(name, command, help=text)
+
+    for name, text in (
+        ("pseudo-label", "Label images with a model's confident predictions, Eq. (9)."),
+        ("evaluate", "Score a model on labelled images."),
+    ):
+        command = ArgumentParser(description=text, exit_on_error=False)
+        command.add_argument("--config", action="config", help="YAML file with these options")
+        command.add_argument("--model", type=str, required=True, help="model.safetensors of a run")
+        command.add_class_arguments(DataConfig, "data")
+        if name == "pseudo-label":
+            command.add_class_arguments(PseudoLabelConfig, "pseudo_labels")
+            command.add_argument("--out", type=str, required=True, help="folder for the label maps")
+        else:
+            command.add_argument("--json", type=bool, default=False, help="print JSON instead of a table")
+        add_machine_options(command)
+        commands.add_subcommand(name, command, help=text)
+    return parser
+
+
+def add_machine_options(command: ArgumentParser) -> None:
+    """Options that do not belong to the experiment."""
+    command.add_argument("--device", type=Device, default="auto", help="auto: the GPU if there is one")
+    command.add_argument("--deterministic", type=bool, default=False, help="the same run twice, at some speed")
+
+
+def train(options: Namespace) -> int:
+    """`segadapt train`."""
+    from segadapt.adaptation.procedure import row_of, run_training
+    from segadapt.adaptation.run_log import RunLog
+
+    run_dir, experiment = Path(options.run_dir), experiment_of(options)
+    with RunLog(run_dir) as log:
+        result = run_training(
+            row_of(experiment, options.row), run_dir, machine(options), log, options.row.replace("_", " ")
+        )
+    print_scores(result)
+    return 0
+
+
+def adapt(options: Namespace) -> int:
+    """`segadapt adapt`."""
+    from segadapt.adaptation import procedure
+    from segadapt.adaptation.run_log import RunLog
+
+    run_dir = Path(options.run_dir)
+    with RunLog(run_dir) as log:
+        result = procedure.adapt(experiment_of(options), run_dir, machine(options), log)
+    print_scores(result)
+    return 0
+
+
+def ablate(options: Namespace) -> int:
+    """`segadapt ablate` and `segadapt demo`."""
+    from segadapt.output.ablation import ablate
+
+    ablate(experiment_of(options), Path(options.run_dir), options.seeds, options.rows, machine(options))
+    return 0
+
+
+def pseudo_label(options: Namespace) -> int:
+    """`segadapt pseudo-label`."""
+    from segadapt.adaptation import procedure
+    from segadapt.adaptation.run_log import RunLog
+
+    out = Path(options.out)
+    with RunLog(out) as log:
+        procedure.pseudo_label(Path(options.model), options.data, options.pseudo_labels, out, machine(options), log)
+    print(f"{out}: label maps and thresholds.json")
+    return 0
+
+
+def evaluate(options: Namespace) -> int:
+    """`segadapt evaluate`."""
+    from segadapt.adaptation.procedure import evaluate_model
+
+    result = evaluate_model(Path(options.model), options.data, machine(options))
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_scores(result)
+    return 0
+
+
+COMMANDS = {
+    "train": train,
+    "adapt": adapt,
+    "ablate": ablate,
+    "demo": ablate,
+    "pseudo-label": pseudo_label,
+    "evaluate": evaluate,
+}
+
+
+def experiment_of(options: Namespace) -> Experiment:
+    """The experiment that the options describe."""
+    return Experiment(**{name: options[name] for name in Experiment.__dataclass_fields__})
+
+
+def machine(options: Namespace) -> "torch.device":
+    """The device to use, after the settings of torch that go with it.
+
+    Raises:
+        InputError: cuda was asked for and is not there.
+    """
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine, or this build of torch, has no CUDA device; use --device cpu")
+    if options.deterministic:
+        torch.use_deterministic_algorithms(True)
+    use_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """A result as a short table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("class", "IoU %")
+    for name, value in result["iou"].items():
+        table.add_row(name, "-" if value is None else f"{value:.1f}")
+    table.add_row("mean", f"{result['miou']:.1f}", style="bold")
+    for name, value in result["subsets"].items():
+        table.add_row(name, f"{value:.1f}")
+    Console().print(table)
+
+
+def version() -> str:
+    """The package's version."""
+    import segadapt
+
+    return segadapt.__version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

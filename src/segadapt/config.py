@@ -1,0 +1,236 @@
+"""The typed configuration of an experiment, whole, in the order in which the data flows.
+
+Out: frozen dataclasses that jsonargparse fills from YAML and from the command line. Nothing here imports torch, so that a
+wrong command line is refused in a fraction of a second; therefore the dataclasses stand together here and not
+beside the code that reads them. Defaults are those of docs/method.md; sizes are (height, width).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ReaderName = Literal["folder", "gta5", "synthia", "cityscapes", "camvid"]
+Backbone = Literal["resnet50", "resnet101", "vgg16", "efficientnet_lite0"]
+BatchNorm = Literal["batch", "frozen", "source_target_separate"]
+Distance = Literal["l1_mean", "l1_sum", "l1_squared", "l2", "cosine"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """One domain: where its images lie and in which format.
+
+    Args:
+        reader: The format on disk.
+        root: The folder that holds the data set.
+        split: The part of it (train, val, test); empty where the format has none.
+        label_space: A shipped label space or a YAML file; empty means the one that belongs to the reader.
+        size: (height, width) the images are resized to before they enter the network; null keeps their size.
+    """
+
+    reader: ReaderName = "folder"
+    root: str = ""
+    split: str = ""
+    label_space: str = ""
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random transforms of training pairs; the defaults change nothing.
+
+    Args:
+        flip: Probability of a horizontal flip.
+        scale: Smallest and largest factor of a random resize before the crop.
+        crop: (height, width) cut from the image at random; null trains on whole images.
+        colour_jitter: Largest relative change of brightness, contrast and saturation (and a tenth of it of hue).
+    """
+
+    flip: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop: tuple[int, int] | None = None
+    colour_jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The segmentation network.
+
+    Args:
+        backbone: Feature extractor F of the paper (VGG-16 and ResNet-101 there).
+        weights: 'imagenet' (shipped for efficientnet_lite0), 'random', or a file with a state dict.
+        aspp_branches: Dilated branches of the classifier, of (6, 12, 18, 24); 2 reads older checkpoints.
+        batch_norm: 'batch': statistics of each batch, running mixture of both domains at test; 'frozen': the statistics the
+            weights came with; 'source_target_separate': each domain its own batches, target statistics at test.
+    """
+
+    backbone: Backbone = "resnet101"
+    weights: str = "imagenet"
+    aspp_branches: Literal[2, 4] = 4
+    batch_norm: BatchNorm = "batch"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of Eqs. (12) and (13); 0 leaves the term, and what only it needs, out of the step.
+
+    Args:
+        segmentation: lambda_seg of the source cross-entropy, Eq. (1).
+        target_segmentation: Weight of the cross-entropy with pseudo-labels, Eq. (10), in step 2.
+        adversarial: lambda_adv, Eq. (2).
+        discriminator: lambda_D, Eq. (3).
+        matching: lambda_ci of Eqs. (6) and (8) in step 1.
+        matching_step2: lambda_ci in step 2.
+        gan: Form of the adversary.
+    """
+
+    segmentation: float = 1.0
+    target_segmentation: float = 1.0
+    adversarial: float = 0.001
+    discriminator: float = 1.0
+    matching: float = 0.01
+    matching_step2: float = 0.001
+    gan: Literal["vanilla", "lsgan"] = "vanilla"
+
+
+@dataclass(frozen=True)
+class ClassifierAgreement:
+    """Whether a region counts only if the classifier, applied to its mean feature, gives its class.
+
+    Args:
+        source: Asked of source regions before they are stored.
+        target_stuff: Asked of target stuff before it is matched.
+        target_things: Asked of target instances before they are matched.
+    """
+
+    source: bool = True
+    target_stuff: bool = True
+    target_things: bool = False
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """Stuff-and-instance matching, Eqs. (4)-(8) and Algorithm 1.
+
+    Args:
+        stuff_size: w, entries kept for each stuff class.
+        thing_size: z * w, entries kept for each thing class.
+        max_instances: z, instances of a class taken from one image, the largest first.
+        connectivity: Neighbours that connect pixels to an instance.
+        min_area: Smallest instance, in feature pixels.
+        distance: Between a target feature and its nearest stored one.
+        min_fill: Entries a class must hold before it is matched; 'full': its whole ring.
+        class_reduction: Whether the terms of the classes are summed (Eqs. 6, 8) or averaged.
+        label_sampling: How labels are shrunk to the feature grid; 'aligned' samples the align_corners grid.
+        classifier_agreement: Filter of regions by the classifier.
+    """
+
+    stuff_size: int = 50
+    thing_size: int = 500
+    max_instances: int = 10
+    connectivity: Literal[4, 8] = 8
+    min_area: int = 1
+    distance: Distance = "l1_mean"
+    min_fill: int | Literal["full"] = 1
+    class_reduction: Literal["sum", "mean"] = "sum"
+    label_sampling: Literal["aligned", "nearest"] = "aligned"
+    classifier_agreement: ClassifierAgreement = field(default_factory=ClassifierAgreement)
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """SGD for the segmenter, Adam for the discriminator, both with polynomial decay.
+
+    Args:
+        learning_rate: Initial rate of the backbone.
+        head_multiplier: Factor of the classifier's rate over the backbone's.
+        momentum: Of SGD.
+        nesterov: Nesterov's form of momentum.
+        weight_decay: Of SGD.
+        power: Of the polynomial decay.
+        warmup_steps: Steps over which both rates rise linearly from zero.
+        discriminator_learning_rate: Initial rate of Adam (betas 0.9 and 0.99).
+    """
+
+    learning_rate: float = 2.5e-4
+    head_multiplier: float = 10.0
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    power: float = 0.9
+    warmup_steps: int = 0
+    discriminator_learning_rate: float = 1e-4
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long a step of the procedure trains, and what happens meanwhile.
+
+    Args:
+        steps: Optimiser steps of one training; the last model is always evaluated.
+        decay_steps: Steps at which the polynomial schedule reaches zero; null: steps.
+        batch_size: Images of each domain in a batch.
+        evaluate_every: Steps between evaluations on the test split; 0: only the last model.
+        last_k: Evaluations averaged into the mean of the last k.
+        save_every: Steps between checkpoints; 0: only the last.
+        log_every: Steps between lines of metrics.jsonl.
+        workers: Processes that read and transform images, for each domain; 0: in the training process.
+    """
+
+    steps: int = 250_000
+    decay_steps: int | None = None
+    batch_size: int = 1
+    evaluate_every: int = 0
+    last_k: int = 5
+    save_every: int = 0
+    log_every: int = 20
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class PseudoLabelConfig:
+    """Labels of step 2, Eqs. (9)-(11).
+
+    Args:
+        quantile: Of a class's confidences over the target set, its threshold (0.5: the median).
+        cap: Largest threshold.
+        override: Eq. (11): 'fill' puts a confident pseudo-label over the prediction, 'literal' takes the pseudo-label
+            with its don't-cares, 'off' matches with the prediction alone.
+        model: The model of step 1 that labels; 'best' was chosen on labels, and the result says so.
+    """
+
+    quantile: float = 0.5
+    cap: float = 0.9
+    override: Literal["fill", "literal", "off"] = "fill"
+    model: Literal["last", "best"] = "last"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a result, apart from the machine.
+
+    Args:
+        source: Labelled images.
+        target: Images to adapt to; labels, where there are any, are read only by the target-only row.
+        test: Labelled images of the target domain, for evaluation alone.
+        classes: Class names to train; empty: all that source and target have in common.
+        augmentation: Random transforms of both domains.
+        network: The segmentation network.
+        loss: Weights of the losses.
+        matching: Stuff-and-instance matching.
+        optimiser: Learning rates.
+        schedule: Steps and batch size.
+        pseudo_labels: Labels of step 2.
+        seed: Of every random choice.
+    """
+
+    source: DataConfig = field(default_factory=DataConfig)
+    target: DataConfig = field(default_factory=DataConfig)
+    test: DataConfig = field(default_factory=DataConfig)
+    classes: tuple[str, ...] = ()
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    seed: int = 0

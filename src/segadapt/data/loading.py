@@ -1,0 +1,357 @@
+"""From an ImageSet to batches, in a stream without end whose samples depend on seed and position alone.
+
+In: an ImageSet, the trained label space, the configuration, a seed. Out: Batch for training, EvaluationBatch
+for scoring. A run that resumes somewhere, or reads with other workers or processes, sees the same samples.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple, TypedDict, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from segadapt.config import AugmentationConfig, DataConfig
+from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace, remap
+from segadapt.data.readers import ImageSet, fingerprint, read_image, read_labels, read_raw_ids
+from segadapt.data.transforms import augment, resize_image
+from segadapt.errors import InputError
+
+__all__ = [
+    "Batch",
+    "EvaluationBatch",
+    "Sample",
+    "TrainingSet",
+    "evaluation_batches",
+    "fingerprint",
+    "training_batches",
+]
+
+T = TypeVar("T")
+
+# What a generator seeded by (seed, domain, use, number) is used for, so that no two uses share their numbers.
+_ORDER, _AUGMENTATION = 0, 1
+
+
+class Sample(TypedDict):
+    """One training pair: RGB image, labels in train ids of the trained space, index in the ImageSet."""
+
+    image: UInt8[Tensor, "3 H W"]
+    labels: Int64[Tensor, "H W"]
+    index: int
+
+
+class Batch(NamedTuple):
+    """Training pairs: RGB images, labels in train ids (all 255 where there are none), names of the images."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    labels: Int64[Tensor, "B H W"]
+    names: tuple[str, ...]
+
+
+class EvaluationBatch(NamedTuple):
+    """Images at the network's size; the labels of each at their own size, which may differ."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    labels: tuple[UInt8[Tensor, "h w"], ...]
+    names: tuple[str, ...]
+
+
+class TrainingSet(Dataset[Sample]):
+    """The endless stream of training pairs, indexed by position.
+
+    Position p is image p mod n of a new order of all n images in each epoch p div n.
+
+    Args:
+        image_set: Where the files are.
+        space: Classes that are trained; labels of all others become 255.
+        data_config: For the size.
+        augmentation: Random transforms.
+        seed: Of the run, not negative.
+        domain: Number of the domain, so that source and target draw differently.
+        pseudo_labels: A folder of 8-bit PNGs that replaces the labels, in train ids of `space`, named as
+            `ImageSet.image_name` says; None reads the labels of the set.
+
+    Raises:
+        InputError: An option is out of range or the folder of pseudo-labels is missing; and, when a sample is
+            read, what is wrong with its files.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        space: LabelSpace,
+        data_config: DataConfig,
+        augmentation: AugmentationConfig,
+        seed: int,
+        domain: int,
+        pseudo_labels: Path | None = None,
+    ) -> None:
+        _check(data_config, augmentation, seed)
+        if pseudo_labels is not None and not pseudo_labels.is_dir():
+            raise InputError(
+                f"{pseudo_labels}: no such folder; make the pseudo-labels of {image_set.name} first"
+            )
+        self.image_set = image_set
+        self.space = space
+        self.size = data_config.size
+        self.augmentation = augmentation
+        self.seed = seed
+        self.domain = domain
+        self.pseudo_labels = pseudo_labels
+        self.table = _table(image_set, space)
+
+    def index(self, position: int) -> int:
+        """Index in the ImageSet of the image at a position of the stream."""
+        epoch, offset = divmod(position, len(self.image_set))
+        return int(_order(self.seed, self.domain, epoch, len(self.image_set))[offset])
+
+    def __getitem__(self, position: int) -> Sample:
+        index = self.index(position)
+        image = read_image(self.image_set.images[index])
+        labels = self._labels(index, image.shape[:2])
+        random = np.random.default_rng([self.seed, self.domain, _AUGMENTATION, position])
+        image, labels = augment(image, labels, self.size, self.augmentation, random)
+        return Sample(
+            image=_channels_first(image), labels=torch.from_numpy(labels.astype(np.int64)), index=index
+        )
+
+    def _labels(self, index: int, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+        if self.pseudo_labels is not None:
+            path = self.pseudo_labels / self.image_set.image_name(index)
+            ids = read_raw_ids(path)
+            wrong = ids[(ids >= self.space.num_classes) & (ids != IGNORE)]
+            if wrong.size:
+                raise InputError(
+                    f"{path}: id {wrong[0]} is no train id of the {self.space.num_classes} trained classes; "
+                    "make the pseudo-labels again with these classes"
+                )
+            if ids.shape not in (size, self.size):
+                raise InputError(
+                    f"{path}: is {_by(ids.shape)}, its image {_by(size)}; make the pseudo-labels again"
+                )
+            return ids.astype(np.uint8)
+        path = self.image_set.labels[index]
+        if path is None:
+            return np.full(size, IGNORE, np.uint8)
+        return _labels_of(self.image_set.images[index], path, size, self.table)
+
+
+def training_batches(
+    image_set: ImageSet,
+    space: LabelSpace,
+    data_config: DataConfig,
+    augmentation: AugmentationConfig,
+    batch_size: int,
+    seed: int,
+    domain: int,
+    workers: int,
+    start_position: int = 0,
+    pseudo_labels: Path | None = None,
+    rank: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Endless batches of a TrainingSet, read ahead by worker processes.
+
+    Args:
+        image_set: As TrainingSet.
+        space: As TrainingSet.
+        data_config: As TrainingSet.
+        augmentation: As TrainingSet.
+        batch_size: Images a batch, of this process.
+        seed: As TrainingSet.
+        domain: As TrainingSet.
+        workers: Processes that read ahead; 0 reads in this one.
+        start_position: Samples that all processes together have consumed so far.
+        pseudo_labels: As TrainingSet.
+        rank: Number of this training process.
+        processes: Training processes; together they read what one with `processes * batch_size` would.
+
+    Raises:
+        InputError: As TrainingSet, or the images of a batch differ in size.
+    """
+    _check_batches(batch_size, workers)
+    pairs = TrainingSet(image_set, space, data_config, augmentation, seed, domain, pseudo_labels)
+    starts = count(start_position + rank * batch_size, processes * batch_size)
+    positions = (tuple(range(start, start + batch_size)) for start in starts)
+    return _read_ahead(_TrainingBatches(pairs), positions, workers)
+
+
+def evaluation_batches(
+    image_set: ImageSet,
+    space: LabelSpace,
+    data_config: DataConfig,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    processes: int = 1,
+) -> Iterator[EvaluationBatch]:
+    """Every image of a set once, in order, without augmentation.
+
+    Args:
+        image_set: Where the files are; without labels, all labels are 255 at the image's own size.
+        space: Classes that are scored; labels of all others become 255.
+        data_config: For the size that images, not labels, are resized to.
+        batch_size: Images a batch; the last may be smaller.
+        workers: Processes that read ahead; 0 reads in this one.
+        rank: Number of this process.
+        processes: Processes that share the set; each reads every `processes`-th image.
+
+    Raises:
+        InputError: A file is wrong, or the images of a batch differ in size.
+    """
+    _check_batches(batch_size, workers)
+    indices = range(rank, len(image_set), processes)
+    groups = (tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size))
+    return _read_ahead(_EvaluationBatches(image_set, space, data_config.size), groups, workers)
+
+
+class _TrainingBatches(Dataset["Batch | InputError"]):
+    # A whole batch is one item of the DataLoader, so that a worker can hand an InputError back as a value.
+    # Raised there, it would reach the user inside the text of a traceback.
+    def __init__(self, pairs: TrainingSet) -> None:
+        self.pairs = pairs
+
+    def __getitem__(self, positions: tuple[int, ...]) -> Batch | InputError:
+        try:
+            samples = [self.pairs[position] for position in positions]
+            names = tuple(self.pairs.image_set.image_name(sample["index"]) for sample in samples)
+            images = _stack([sample["image"] for sample in samples], names)
+            return Batch(images, torch.stack([sample["labels"] for sample in samples]), names)
+        except InputError as error:
+            return error
+
+
+class _EvaluationBatches(Dataset["EvaluationBatch | InputError"]):
+    def __init__(self, image_set: ImageSet, space: LabelSpace, size: tuple[int, int] | None) -> None:
+        self.image_set = image_set
+        self.table = _table(image_set, space)
+        self.size = size
+
+    def __getitem__(self, indices: tuple[int, ...]) -> EvaluationBatch | InputError:
+        try:
+            images, labels = [], []
+            for index in indices:
+                image = read_image(self.image_set.images[index])
+                path = self.image_set.labels[index]
+                if path is None:
+                    labels.append(torch.full(image.shape[:2], IGNORE, dtype=torch.uint8))
+                else:
+                    own = _labels_of(self.image_set.images[index], path, image.shape[:2], self.table)
+                    labels.append(torch.from_numpy(own))
+                images.append(_channels_first(resize_image(image, self.size or image.shape[:2])))
+            names = tuple(self.image_set.image_name(index) for index in indices)
+            return EvaluationBatch(_stack(images, names), tuple(labels), names)
+        except InputError as error:
+            return error
+
+
+def _read_ahead(
+    dataset: Dataset[T | InputError], items: Iterable[tuple[int, ...]], workers: int
+) -> Iterator[T]:
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_one_thread,
+        prefetch_factor=2 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # The workers' own seeds are never used; a generator of their own leaves torch's global one as it was.
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def _unchanged(batch: T) -> T:
+    return batch
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, domain: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, domain, _ORDER, epoch]).permutation(length)
+
+
+def _table(image_set: ImageSet, space: LabelSpace) -> UInt8[np.ndarray, " 65536"]:
+    """Raw id to train id of the trained space, in one lookup."""
+    table = remap(image_set.space, space)[image_set.table]
+    assert table.shape == (RAW_IDS,)
+    return table
+
+
+def _labels_of(
+    image: Path, path: Path, size: tuple[int, int], table: UInt8[np.ndarray, " 65536"]
+) -> UInt8[np.ndarray, "H W"]:
+    labels = read_labels(path, table)
+    if labels.shape != size:
+        raise InputError(
+            f"{path}: is {_by(labels.shape)}, its image {image} is {_by(size)}; replace or remove the pair"
+        )
+    return labels
+
+
+def _channels_first(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "3 H W"]:
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+
+
+def _stack(images: list[Tensor], names: tuple[str, ...]) -> UInt8[Tensor, "B 3 H W"]:
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            raise InputError(
+                f"size: images of one batch differ ({names[0]} is {_by(images[0].shape[1:])}, {name} "
+                f"{_by(image.shape[1:])}); set size, or a crop, or use batch size 1"
+            )
+    return torch.stack(images)
+
+
+def _check(data_config: DataConfig, augmentation: AugmentationConfig, seed: int) -> None:
+    smallest, largest = augmentation.scale
+    for allowed, message in (
+        (seed >= 0, f"seed: {seed} is negative; use 0 or more"),
+        (
+            min(data_config.size or (1,)) >= 1,
+            f"size: {data_config.size} is not possible; use (height, width)",
+        ),
+        (
+            0 <= augmentation.flip <= 1,
+            f"augmentation.flip: {augmentation.flip} is no probability; use 0 to 1",
+        ),
+        (
+            0 < smallest <= largest,
+            f"augmentation.scale: {augmentation.scale} is no range; use (smallest, largest) above 0",
+        ),
+        (
+            min(augmentation.crop or (1,)) >= 1,
+            f"augmentation.crop: {augmentation.crop} is not possible; use (height, width)",
+        ),
+        (
+            0 <= augmentation.colour_jitter <= 1,
+            f"augmentation.colour_jitter: {augmentation.colour_jitter} is out of range; use 0 to 1",
+        ),
+    ):
+        if not allowed:
+            raise InputError(message)
+
+
+def _check_batches(batch_size: int, workers: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size: {batch_size} is too small; use 1 or more")
+    if workers < 0:
+        raise InputError(f"workers: {workers} is negative; use 0 or more")
+
+
+def _by(shape: Iterable[int]) -> str:
+    return "x".join(str(length) for length in shape)

@@ -1,0 +1,1 @@
+"""What a segmentation network is worth: scores against labels."""

@@ -1,0 +1,56 @@
+"""Intersection over union from one confusion matrix.
+
+In: predicted and true train ids. Out: IoU a class and its mean over all classes or a named subset (19, 16 or 13 classes).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+
+class ConfusionMatrix:
+    """Pixel counts, rows = labels, columns = predictions, summed over a whole set of images.
+
+    Args:
+        num_classes: Number N of classes; labels outside 0..N-1 (255 = ignore) are not counted.
+        device: Where the counts are held.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.num_classes = num_classes
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def update(self, predicted: Integer[Tensor, "*size"], labels: Integer[Tensor, "*size"]) -> None:
+        """Add the pixels of one or more images.
+
+        Raises:
+            ValueError: if the shapes differ or a counted pixel is predicted outside 0..N-1.
+        """
+        if predicted.shape != labels.shape:
+            raise ValueError(f"predicted {tuple(predicted.shape)} and labels {tuple(labels.shape)} differ in shape")
+        n = self.num_classes
+        labels = labels.to(self.counts.device)
+        counted = (labels >= 0) & (labels < n)
+        labels, predicted = labels[counted], predicted.to(self.counts.device)[counted]
+        if predicted.numel() and not (0 <= int(predicted.min()) and int(predicted.max()) < n):
+            raise ValueError(f"a predicted class lies outside 0..{n - 1}")
+        # int32 holds n * n for any real class list and halves the memory that bincount reads
+        pairs = labels.to(torch.int32) * n + predicted.to(torch.int32)
+        self.counts += torch.bincount(pairs, minlength=n * n).reshape(n, n)
+
+    def iou(self) -> Float[Tensor, " N"]:
+        """IoU of each class in 0..1; NaN for a class that is in neither labels nor predictions."""
+        counts = self.counts.double()
+        hit = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - hit
+        return torch.where(union > 0, hit / union.clamp(min=1), torch.nan)
+
+    def miou(self, subset: Sequence[int] | None = None) -> float:
+        """Mean IoU in 0..1 over the classes met, or over those of `subset` (train ids).
+
+        Pixels predicted as a class outside the subset still count as errors of their true class.
+        """
+        iou = self.iou()
+        return float(iou.nanmean() if subset is None else iou[list(subset)].nanmean())

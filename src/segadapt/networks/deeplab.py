@@ -1,0 +1,178 @@
+"""The segmentation network: feature extractor F (a backbone) and classifier C (ASPP), as in DeepLab-v2.
+
+In: images normalised by `DeepLab.normalisation`. Out: features, which Eqs. (5) to (8) pool and match, and logits, which
+Eqs. (1), (2), (10) and Eq. (4) read; both at the backbone's output stride of 8.
+
+Names of the state dict are `backbone.` + the public names of the backbone, and `classifier.branches.N.`, so the authors'
+files convert by prefixing the backbone's keys and renaming `layer6.conv2d_list.N.`.
+
+Batch norm: scale and shift (`weight`, `bias`) of every backbone are frozen, as in the authors' code; statistics follow
+`NetworkConfig.batch_norm`. One rule for all backbones, so that a row of results differs in its backbone alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from segadapt.config import BatchNorm, NetworkConfig
+from segadapt.errors import InputError
+from segadapt.networks.efficientnet_lite import EfficientNetLite0
+from segadapt.networks.normalisation import Normalisation
+from segadapt.networks.resnet import ResNet
+from segadapt.networks.vgg import VGG16
+
+if TYPE_CHECKING:
+    from segadapt.data.label_spaces import LabelSpace
+
+ASPP_DILATIONS = (6, 12, 18, 24)
+
+
+class SegmentationOutput(NamedTuple):
+    """What the network says of a batch: features (B, C, h, w) and logits (B, N, h, w), both at stride 8."""
+
+    features: Float[Tensor, "B C h w"]
+    logits: Float[Tensor, "B N h w"]
+
+
+class Classifier(nn.Module):
+    """ASPP: the sum of parallel 3x3 convolutions with dilations 6, 12, 18, 24 (Chen et al., PAMI 2018).
+
+    Paper: the authors' code returns after two branches; `branches=2` restores that.
+
+    Args:
+        channels: Channels of the features.
+        num_classes: Channels of the logits.
+        branches: How many of the dilations are used, the smallest first.
+    """
+
+    def __init__(self, channels: int, num_classes: int, branches: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(channels, num_classes, 3, padding=dilation, dilation=dilation)
+            for dilation in ASPP_DILATIONS[:branches]
+        )
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N h w"]:
+        first, *rest = self.branches
+        logits = first(features)
+        for branch in rest:
+            logits = logits + branch(features)
+        return logits
+
+    def classify(self, features: Float[Tensor, "R C"]) -> Float[Tensor, "R N"]:
+        """Returns the logits of pooled features, each taken as a 1x1 map, where only the centre taps see anything."""
+        weight = torch.stack([branch.get_parameter("weight")[:, :, 1, 1] for branch in self.branches]).sum(0)
+        bias = torch.stack([branch.get_parameter("bias") for branch in self.branches]).sum(0)
+        return F.linear(features, weight, bias)
+
+
+class DeepLab(nn.Module):
+    """Backbone and classifier, with all that is needed to use them right.
+
+    Args:
+        config: Backbone, branches and batch norm; `weights` is not read here (`weights.build_network` does).
+        num_classes: Channels of the logits.
+        normalisation: Of the images, as the weights want it.
+
+    Attributes:
+        channels: Channels of the features.
+        label_space: Meaning of the classes; set by `weights.load_network`.
+    """
+
+    def __init__(self, config: NetworkConfig, num_classes: int, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.normalisation = normalisation
+        self.label_space: LabelSpace | None = None
+        match config.backbone:
+            case "resnet50":
+                self.backbone = ResNet(50)
+            case "resnet101":
+                self.backbone = ResNet(101)
+            case "vgg16":
+                self.backbone = VGG16()
+            case "efficientnet_lite0":
+                self.backbone = EfficientNetLite0()
+            case _:
+                raise InputError(f"there is no backbone {config.backbone!r}")
+        self.channels = self.backbone.channels
+        self.classifier = Classifier(self.channels, num_classes, config.aspp_branches)
+        set_batch_norm(self, config.batch_norm)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> SegmentationOutput:
+        """Returns features and logits of normalised images."""
+        features = self.backbone(images)
+        return SegmentationOutput(features, self.classifier(features))
+
+    def classify(self, features: Float[Tensor, "R C"]) -> Float[Tensor, "R N"]:
+        """Returns the classifier's logits of pooled features, for the agreement filter of docs/method.md."""
+        return self.classifier.classify(features)
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module, but with `batch_norm: frozen` the batch norms stay in evaluation mode."""
+        super().train(mode)
+        if self.config.batch_norm == "frozen":
+            for layer in _batch_norms(self):
+                layer.eval()
+        return self
+
+    def update_running_statistics(self, update: bool) -> None:
+        """Says whether forwards in training mode, from now on, update the running statistics of batch norm.
+
+        Either way they normalise by the statistics of their batch; the running ones are read in evaluation mode only. With
+        `batch_norm: source_target_separate` the training step passes False before the source forward and True before
+        that of the target, so that test time sees target statistics alone.
+        """
+        for layer in _batch_norms(self):
+            # In training mode torch hands its running buffers to the kernel only if this is set, so nothing is touched.
+            layer.track_running_stats = update
+
+
+def _batch_norms(network: DeepLab) -> Iterator[nn.BatchNorm2d | nn.SyncBatchNorm]:
+    for module in network.backbone.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            yield module
+
+
+def set_batch_norm(network: DeepLab, mode: BatchNorm) -> None:
+    """Puts the batch norms of the backbone in `mode` (see NetworkConfig) and freezes their scale and shift."""
+    network.config = replace(network.config, batch_norm=mode)
+    for layer in _batch_norms(network):
+        layer.requires_grad_(False)
+    network.train(network.training)
+
+
+def parameter_groups(
+    network: DeepLab, lr: float, head_multiplier: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Returns optimiser groups with every trainable parameter exactly once.
+
+    Paper: the authors list backbone parameters three to four times, which trains them at about three times the rate.
+
+    Args:
+        network: Whose parameters.
+        lr: Learning rate of the backbone.
+        head_multiplier: Factor of the classifier's rate over `lr`.
+        weight_decay: Of both groups.
+    """
+    rooms = (("backbone", network.backbone, lr), ("classifier", network.classifier, lr * head_multiplier))
+    return [
+        {
+            "name": name,
+            "params": [parameter for parameter in module.parameters() if parameter.requires_grad],
+            "lr": rate,
+            "weight_decay": weight_decay,
+        }
+        for name, module, rate in rooms
+    ]
