@@ -33,8 +33,8 @@ class TrainState:
     segmenter: DeepLab
     discriminator: Discriminator
     bank: FeatureBank
-    segmenter_optimiser: torch.optim.SGD
-    discriminator_optimiser: torch.optim.Adam
+    segmenter_optimiser: torch.optim.Optimizer
+    discriminator_optimiser: torch.optim.Optimizer
     loss: LossConfig
     matching: MatchingConfig
     optimiser: OptimiserConfig

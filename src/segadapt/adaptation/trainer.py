@@ -18,20 +18,21 @@ from torch import Tensor
 from segadapt.adaptation import checkpoints
 from segadapt.adaptation.run_log import RunLog
 from segadapt.adaptation.step import TrainState, adaptation_step, learning_rates
-from segadapt.config import Experiment, ScheduleConfig
+from segadapt.config import Experiment, OptimiserConfig, ScheduleConfig
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.data.loading import Batch
 from segadapt.errors import NonFiniteLossError
 from segadapt.evaluation.evaluate import Evaluation
 from segadapt.matching import FeatureBank
-from segadapt.networks.deeplab import parameter_groups
+from segadapt.networks.deeplab import DeepLab, parameter_groups
 from segadapt.networks.discriminator import Discriminator
 from segadapt.networks.weights import build_network
 
 
 def new_state(experiment: Experiment, space: LabelSpace, device: torch.device) -> TrainState:
     """The state before the first step: initial weights, a new discriminator, empty banks; a function of the seed."""
-    segmenter = build_network(experiment.network, space.num_classes, experiment.seed).to(device)
+    segmenter = build_network(experiment.network, space.num_classes, experiment.seed)
+    segmenter = segmenter.to(device, memory_format=torch.channels_last)  # the faster layout on CPU and GPU
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         discriminator = Discriminator(space.num_classes).to(device)
@@ -41,11 +42,7 @@ def new_state(experiment: Experiment, space: LabelSpace, device: torch.device) -
         segmenter=segmenter,
         discriminator=discriminator,
         bank=FeatureBank(space, segmenter.channels, matching.stuff_size, matching.thing_size).to(device),
-        segmenter_optimiser=torch.optim.SGD(
-            parameter_groups(segmenter, options.learning_rate, options.head_multiplier, options.weight_decay),
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-        ),
+        segmenter_optimiser=segmenter_optimiser(segmenter, options),
         discriminator_optimiser=torch.optim.Adam(
             discriminator.parameters(), lr=options.discriminator_learning_rate, betas=(0.9, 0.99)
         ),
@@ -56,6 +53,16 @@ def new_state(experiment: Experiment, space: LabelSpace, device: torch.device) -
         decay_steps=experiment.schedule.decay_steps or experiment.schedule.steps,
         device=device,
     )
+
+
+def segmenter_optimiser(segmenter: DeepLab, options: OptimiserConfig) -> torch.optim.Optimizer:
+    """SGD of section 5.2, or AdamW, over two groups: backbone and classifier."""
+    groups = parameter_groups(
+        segmenter, options.learning_rate, options.head_multiplier, options.weight_decay
+    )
+    if options.algorithm == "adamw":
+        return torch.optim.AdamW(groups, betas=(options.momentum, 0.999))
+    return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov)
 
 
 def train(

@@ -19,7 +19,8 @@ ClassReduction = Literal["sum", "mean"]
 def matched(regions: Regions, bank: FeatureBank, min_fill: MinFill = 1) -> Bool[Tensor, " R"]:
     """Which regions take part in the losses: those whose class holds at least `min_fill` entries.
 
-    Paper: a class is always matched. The authors' program waits until its ring is full ('full').
+    Paper: a class is always matched. The authors' program waits until its ring is full ('full'), and then for
+    one more entry, which is not copied here.
 
     Raises:
         ValueError: `min_fill` below 1.

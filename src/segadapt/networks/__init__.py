@@ -1,1 +1,1 @@
-"""The segmentation network F + C of the paper, its discriminator D, and the files their weights come from and go to."""
+"""The segmentation network of the paper (F and C), its discriminator D, and where their weights come from."""

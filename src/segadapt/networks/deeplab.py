@@ -1,18 +1,19 @@
 """The segmentation network: feature extractor F (a backbone) and classifier C (ASPP), as in DeepLab-v2.
 
-In: images normalised by `DeepLab.normalisation`. Out: features, which Eqs. (5) to (8) pool and match, and logits, which
-Eqs. (1), (2), (10) and Eq. (4) read; both at the backbone's output stride of 8.
+In: images normalised by `DeepLab.normalisation`. Out: features, which Eqs. (5) to (8) pool and match, and
+logits, which Eqs. (1), (2), (4) and (10) read; both at output stride 8.
 
-Names of the state dict are `backbone.` + the public names of the backbone, and `classifier.branches.N.`, so the authors'
-files convert by prefixing the backbone's keys and renaming `layer6.conv2d_list.N.`.
+Names of the state dict are `backbone.` + the public names of the backbone, and `classifier.branches.N.`, so
+the authors' files convert by prefixing the backbone's keys and renaming `layer6.conv2d_list.N.`.
 
-Batch norm: scale and shift (`weight`, `bias`) of every backbone are frozen, as in the authors' code; statistics follow
-`NetworkConfig.batch_norm`. One rule for all backbones, so that a row of results differs in its backbone alone.
+Batch norm: scale and shift (`weight`, `bias`) of every backbone are frozen, as in the authors' code;
+statistics follow `NetworkConfig.batch_norm`. One rule for all backbones, so that rows of results differ in
+nothing else.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class Classifier(nn.Module):
         return logits
 
     def classify(self, features: Float[Tensor, "R C"]) -> Float[Tensor, "R N"]:
-        """Returns the logits of pooled features, each taken as a 1x1 map, where only the centre taps see anything."""
+        """Returns the logits of pooled features, each as a 1x1 map, which only the centre taps see."""
         weight = torch.stack([branch.get_parameter("weight")[:, :, 1, 1] for branch in self.branches]).sum(0)
         bias = torch.stack([branch.get_parameter("bias") for branch in self.branches]).sum(0)
         return F.linear(features, weight, bias)
@@ -119,7 +120,7 @@ class DeepLab(nn.Module):
         """Returns the classifier's logits of pooled features, for the agreement filter of docs/method.md."""
         return self.classifier.classify(features)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "DeepLab":
         """As any module, but with `batch_norm: frozen` the batch norms stay in evaluation mode."""
         super().train(mode)
         if self.config.batch_norm == "frozen":
@@ -130,12 +131,12 @@ class DeepLab(nn.Module):
     def update_running_statistics(self, update: bool) -> None:
         """Says whether forwards in training mode, from now on, update the running statistics of batch norm.
 
-        Either way they normalise by the statistics of their batch; the running ones are read in evaluation mode only. With
-        `batch_norm: source_target_separate` the training step passes False before the source forward and True before
-        that of the target, so that test time sees target statistics alone.
+        Either way they normalise by the statistics of their batch; the running ones are read in evaluation
+        mode only. With `batch_norm: source_target_separate` the training step passes False before the source
+        forward and True before that of the target, so that test time sees target statistics alone.
         """
         for layer in _batch_norms(self):
-            # In training mode torch hands its running buffers to the kernel only if this is set, so nothing is touched.
+            # In training mode torch touches its running buffers only if this is set; evaluation ignores it.
             layer.track_running_stats = update
 
 
@@ -146,7 +147,7 @@ def _batch_norms(network: DeepLab) -> Iterator[nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 def set_batch_norm(network: DeepLab, mode: BatchNorm) -> None:
-    """Puts the batch norms of the backbone in `mode` (see NetworkConfig) and freezes their scale and shift."""
+    """Puts batch norm in `mode` (see NetworkConfig) and freezes its scale and shift."""
     network.config = replace(network.config, batch_norm=mode)
     for layer in _batch_norms(network):
         layer.requires_grad_(False)
@@ -158,7 +159,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Returns optimiser groups with every trainable parameter exactly once.
 
-    Paper: the authors list backbone parameters three to four times, which trains them at about three times the rate.
+    Paper: the authors list backbone parameters three to four times, which trains them at about 3x the rate.
 
     Args:
         network: Whose parameters.

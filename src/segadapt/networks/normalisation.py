@@ -1,7 +1,8 @@
 """Colours: the one place where 0..255 RGB images become what a set of weights was trained on.
 
-In: uint8 RGB images as the readers give them. Out: float32 images for the network. Which normalisation is right belongs to
-the weights, never to the data set, so it travels with the network (`DeepLab.normalisation`) and with its file.
+In: uint8 RGB images as the readers give them. Out: float32 images for the network. Which normalisation is
+right belongs to the weights, never to the data set, so it travels with the network (`DeepLab.normalisation`)
+and with its file.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
-"""ResNet-50 and ResNet-101 as feature extractors with output stride 8, the main backbone of the paper.
+"""ResNet-50 and ResNet-101 with output stride 8, the main feature extractor of the paper.
 
-In: normalised images. Out: the 2048 channels of `layer4`. He et al., CVPR 2016, as DeepLab-v2 uses it: `layer3` and `layer4`
-keep the resolution of `layer2` and are dilated by 2 and 4 (in all their blocks; no multi-grid), and the pool of the stem
-rounds up, so that 1280x720 gives 161x91 features and 1024x512 gives 129x65. Key names are torchvision's.
+In: normalised images. Out: the 2048 channels of `layer4`. He et al., CVPR 2016, as DeepLab-v2 uses it:
+`layer3` and `layer4` keep the resolution of `layer2` and are dilated by 2 and 4 (in all their blocks; no
+multi-grid), and the pool of the stem rounds up, so that 1280x720 gives 161x91 features and 1024x512 gives
+129x65. Key names are torchvision's.
 """
 
 from typing import Literal
@@ -18,7 +19,7 @@ _HEAD_KEYS = ("fc.weight", "fc.bias")
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a skip connection; `width` channels inside, four times as many outside."""
+    """1x1, 3x3, 1x1 convolutions beside a skip connection; `width` channels inside, 4 x `width` outside."""
 
     def __init__(
         self, inputs: int, width: int, stride: int, dilation: int, project: bool, stride_in_1x1: bool
@@ -56,8 +57,8 @@ class ResNet(nn.Module):
 
     Args:
         depth: 50 or 101.
-        stride_in_1x1: Whether a block strides in its first convolution, as weights that come from Caffe expect; torchvision's
-            stride in the 3x3 convolution.
+        stride_in_1x1: Whether a block strides in its first convolution, as weights that come from Caffe
+            expect; torchvision's stride in the 3x3 convolution.
     """
 
     channels = 2048
@@ -76,7 +77,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2048 h w"]:
-        """Returns features; their size is a ceil-mode pool and a stride after the stem, about H / 8 + 1."""
+        """Returns features of size H // 8 + 1 x W // 8 + 1 for multiples of 8."""
         features = F.relu(self.bn1(self.conv1(images)), inplace=True)
         features = F.max_pool2d(features, 3, stride=2, padding=1, ceil_mode=True)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):

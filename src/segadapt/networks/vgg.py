@@ -1,13 +1,14 @@
-"""VGG-16 as a feature extractor with output stride 8, the second backbone of the paper.
+"""VGG-16 with output stride 8, the second feature extractor of the paper.
 
-In: normalised images. Out: the 1024 channels of `fc7`. Simonyan and Zisserman, ICLR 2015, as DeepLab (Chen et al., PAMI
-2018) uses it: pools are 3x3 and round up (1280x720 gives 161x91 features), the last two keep the resolution, the
-convolutions after them are dilated 2, and the fully connected layers are kept as convolutions.
+In: normalised images. Out: the 1024 channels of `fc7`. Simonyan and Zisserman, ICLR 2015, as DeepLab (Chen
+et al., PAMI 2018) uses it: pools are 3x3 and round up (1280x720 gives 161x91 features), the last two keep
+the resolution, `conv5` is dilated by 2, and the fully connected layers are kept as convolutions.
 
-`fc6` and `fc7` are kept because with `conv5` as last layer a feature would see 0.25 of what the classification network sees
-and would lack its most semantic layers, which regions are matched on. As in DeepLab they are thinned: every fourth channel,
-and of the 7x7 taps of `fc6` those at 0, 3, 6. At output stride 8 instead of 32 the 7x7 taps stand 4 pixels apart, so the kept
-ones stand 12 apart. They start from the ImageNet file like everything else. Key names are torchvision's (`features.N`).
+`fc6` and `fc7` are kept because regions are matched on these features, and without them they would lack the
+most semantic layers that ImageNet trained and most of the receptive field. As in DeepLab they are thinned:
+every fourth channel, and of the 7x7 taps of `fc6` those at 0, 3 and 6. At output stride 8 instead of 32
+neighbouring taps stand 4 pixels apart, so the kept ones stand 12 apart. They start from the ImageNet file
+like everything else. Key names are torchvision's (`features.N`).
 """
 
 import torch.nn.functional as F
@@ -46,13 +47,13 @@ class VGG16(nn.Module):
                 nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1024 h w"]:
-        """Returns features; their size is three ceil-mode pools after the image, about H / 8 + 1."""
+        """Returns features of size H // 8 + 1 x W // 8 + 1 for multiples of 8."""
         features = F.relu(self.fc6(self.features(images)), inplace=True)
         return F.relu(self.fc7(features), inplace=True)
 
     @staticmethod
     def from_classification(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns torchvision's ImageNet state dict with its fully connected layers thinned to `fc6` and `fc7`."""
+        """Returns torchvision's ImageNet state dict, its linear layers thinned to `fc6` and `fc7`."""
         kept = {key: value for key, value in state.items() if not key.startswith("classifier.")}
         if "classifier.0.weight" in state:
             kept["fc6.weight"] = state["classifier.0.weight"].reshape(4096, 512, 7, 7)[::4, :, ::3, ::3]

