@@ -30,9 +30,7 @@ PEER = "eager torch, one masked mean and one broadcast L1 minimum for each regio
 def street(size: tuple[int, int], generator: np.random.Generator) -> torch.Tensor:
     """A label map (1, h, w) of 8 stuff classes in blocks and 22 separate instances of 6 thing classes."""
     height, width = size
-    blocks = (
-        np.array(SPACE.stuff).reshape(2, 4).repeat(-(-height // 2), axis=0).repeat(-(-width // 4), axis=1)
-    )
+    blocks = np.array(SPACE.stuff).reshape(2, 4).repeat(-(-height // 2), axis=0).repeat(-(-width // 4), axis=1)
     labels = blocks[:height, :width].astype(np.uint8)
     cells = [(row, column) for row in range(5) for column in range(6)]
     for number, cell in enumerate(generator.permutation(len(cells))[:22]):

@@ -77,7 +77,9 @@ def test_missing_options_and_commands(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_model_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--data.root={DATA}/adverse", "--data.split=val"]
-    assert "nothing.safetensors" in said(["evaluate", "--model", str(tmp_path / "nothing.safetensors"), *options], capsys)
+    assert "nothing.safetensors" in said(
+        ["evaluate", "--model", str(tmp_path / "nothing.safetensors"), *options], capsys
+    )
     (tmp_path / "text.safetensors").write_text("this is no model")
     assert "text.safetensors" in said(["evaluate", "--model", str(tmp_path / "text.safetensors"), *options], capsys)
 

@@ -55,7 +55,11 @@ def build_parser() -> ArgumentParser:
         if name in ("ablate", "demo"):
             command.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
             command.add_argument(
-                "--rows", type=Literal[ROWS], nargs="+", default=list(DEMO_ROWS), help="rows of the table"  # type: ignore[valid-type]
+                "--rows",
+                type=Literal[ROWS],
+                nargs="+",
+                default=list(DEMO_ROWS),
+                help="rows of the table",  # type: ignore[valid-type]
             )
         default = "runs/demo" if name == "demo" else None
         command.add_argument("--run_dir", type=str, default=default, required=default is None, help="run folder")

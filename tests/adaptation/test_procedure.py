@@ -68,7 +68,17 @@ def test_metrics_say_every_loss_and_the_state_of_the_banks(finished: Path) -> No
 
 def test_the_result_names_what_it_depends_on(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
-    assert {"miou", "iou", "seed", "initial_weights", "versions", "data", "mean_last_k", "best", "step1"} <= result.keys()
+    assert {
+        "miou",
+        "iou",
+        "seed",
+        "initial_weights",
+        "versions",
+        "data",
+        "mean_last_k",
+        "best",
+        "step1",
+    } <= result.keys()
     assert result["best"]["chosen_on"] == "test labels"
     assert result["best"]["miou"] >= result["miou"]
     assert result["mean_last_k"]["k"] == 2

@@ -90,11 +90,7 @@ def test_yaml_there_and_back(space, tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=12).filter(
-        str.strip
-    )
-)
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=12).filter(str.strip))
 def test_any_name_survives_yaml(name):
     space = small_space((name, "other one"))
     assert LabelSpace.from_yaml_text(space.to_yaml(), "text").names == space.names
@@ -125,9 +121,7 @@ def test_common_takes_order_and_ids_of_the_target():
 
 
 def test_common_refuses_spaces_without_a_common_name():
-    with pytest.raises(
-        InputError, match=r"small \(road, car, sky\) and small \(a, b\) have no class name in"
-    ):
+    with pytest.raises(InputError, match=r"small \(road, car, sky\) and small \(a, b\) have no class name in"):
         common(small_space(), small_space(("a", "b")))
 
 
@@ -197,9 +191,7 @@ def test_wrong_yaml_is_refused_in_one_line_that_names_the_file(text, message, tm
 def test_other_refusals_say_what_there_is():
     with pytest.raises(InputError, match=r"absent\.yaml: cannot be read"):
         LabelSpace.from_yaml("absent.yaml")
-    with pytest.raises(
-        InputError, match="'city' is neither shipped nor a file; use camvid11, cityscapes19, str"
-    ):
+    with pytest.raises(InputError, match="'city' is neither shipped nor a file; use camvid11, cityscapes19, str"):
         shipped("city")
     with pytest.raises(InputError, match="class 'cat' is not in label space small; use road, car, sky"):
         small_space().restrict(["cat"])

@@ -42,9 +42,7 @@ def batches(
     space = others.pop("space", image_set.space)
     seed = others.pop("seed", 5)
     domain = others.pop("domain", 0)
-    stream = training_batches(
-        image_set, space, config, augmentation, batch_size, seed, domain, workers, **others
-    )
+    stream = training_batches(image_set, space, config, augmentation, batch_size, seed, domain, workers, **others)
     return list(islice(stream, number))
 
 
@@ -101,9 +99,7 @@ def test_seed_domain_and_epoch_change_the_samples(domain):
     for other in (batches(domain, 3, seed=6), batches(domain, 3, domain=1)):
         assert any(not torch.equal(one.images, two.images) for one, two in zip(first, other, strict=True))
     pairs = TrainingSet(find_pairs(domain, True), STREETS11, domain, ALL, 5, 0)
-    again = next(
-        position for position in range(IMAGES, 2 * IMAGES) if pairs.index(position) == pairs.index(0)
-    )
+    again = next(position for position in range(IMAGES, 2 * IMAGES) if pairs.index(position) == pairs.index(0))
     assert not torch.equal(pairs[0]["image"], pairs[again]["image"])
 
 
@@ -249,11 +245,7 @@ def test_evaluation_of_an_unlabelled_set_has_labels_of_ignore_only(domain):
 def test_processes_share_an_evaluation(domain):
     found = find_pairs(domain, True)
     names = [
-        [
-            name
-            for batch in evaluation_batches(found, STREETS11, domain, 2, 0, rank, 3)
-            for name in batch.names
-        ]
+        [name for batch in evaluation_batches(found, STREETS11, domain, 2, 0, rank, 3) for name in batch.names]
         for rank in range(3)
     ]
     assert sorted(chain(*names)) == [f"{number}.png" for number in range(IMAGES)]

@@ -49,17 +49,12 @@ def write_16_bit_png(path: Path, samples: np.ndarray, filters: list[int]) -> Pat
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     path.parent.mkdir(parents=True, exist_ok=True)
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(data))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     )
     return path
 
@@ -122,9 +117,7 @@ def test_folder_finds_its_label_space_in_root_or_above(place, tmp_path):
 
 def test_folder_without_a_label_space_says_what_to_write(tmp_path):
     write_image(tmp_path / "images" / "a.jpg")
-    with pytest.raises(
-        InputError, match=r"label_space\.yaml: no label space; write one there \(name, classes"
-    ):
+    with pytest.raises(InputError, match=r"label_space\.yaml: no label space; write one there \(name, classes"):
         find_pairs(DataConfig(root=str(tmp_path)), False)
 
 
@@ -306,9 +299,7 @@ def test_raw_ids_of_every_depth(tmp_path):
 
 
 def test_label_files_that_are_not_ids_are_refused(tmp_path):
-    with pytest.raises(
-        InputError, match=r"c\.png: is a colour picture \(mode RGB\), not ids; write a PNG with one"
-    ):
+    with pytest.raises(InputError, match=r"c\.png: is a colour picture \(mode RGB\), not ids; write a PNG with one"):
         read_raw_ids(write_image(tmp_path / "c.png"))
     four_bit = tmp_path / "four.png"
     header = struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0)
@@ -366,9 +357,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 
 def test_labels_with_no_id_of_the_space_are_refused(tmp_path):
     config = folder(tmp_path, label=77)
-    message = (
-        r"a\.png: none of its ids \(77\) is one of label space streets11 \(0, 1, .*\); set label_space to"
-    )
+    message = r"a\.png: none of its ids \(77\) is one of label space streets11 \(0, 1, .*\); set label_space to"
     with pytest.raises(InputError, match=message):
         find_pairs(config, True)
 
@@ -387,9 +376,7 @@ def test_formats_without_splits_say_so(tmp_path):
 
 def test_a_label_space_with_the_ids_of_another_data_set_is_refused(tmp_path):
     config = cityscapes(tmp_path, "labelIds", np.array(7))
-    message = (
-        r"'synthia13' gives class 'road' the ids \[3\], but files of reader cityscapes have \[7\]; leave"
-    )
+    message = r"'synthia13' gives class 'road' the ids \[3\], but files of reader cityscapes have \[7\]; leave"
     with pytest.raises(InputError, match=message):
         find_pairs(DataConfig("cityscapes", config.root, "val", "synthia13"), True)
 
@@ -397,9 +384,7 @@ def test_a_label_space_with_the_ids_of_another_data_set_is_refused(tmp_path):
 def test_missing_cityscapes_labels_are_counted(tmp_path):
     config = cityscapes(tmp_path, "labelIds", np.array(7))
     next((tmp_path / "gtFine" / "val" / "bonn").glob("*labelIds.png")).unlink()
-    with pytest.raises(
-        InputError, match=r"bonn_000001_000019_gtFine_labelIds\.png: is missing \(1 of 2 are\)"
-    ):
+    with pytest.raises(InputError, match=r"bonn_000001_000019_gtFine_labelIds\.png: is missing \(1 of 2 are\)"):
         find_pairs(config, True)
 
 

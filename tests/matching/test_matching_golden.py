@@ -178,9 +178,7 @@ def test_gradient_is_that_of_the_released_program(golden, official_sources):
 
 
 def paper_source(golden, image):
-    return region_means(
-        features_of(golden, "src", image, torch.float64), labels_of(golden, "src_right", image), SPACE
-    )
+    return region_means(features_of(golden, "src", image, torch.float64), labels_of(golden, "src_right", image), SPACE)
 
 
 def test_instance_bank_is_that_of_algorithm_1(golden, paper_sources):
@@ -191,9 +189,7 @@ def test_instance_bank_is_that_of_algorithm_1(golden, paper_sources):
     for position, k in enumerate(THINGS):
         filled = golden["paper_inst_filled_7"][position]
         assert len(bank.entries(k)) == filled.sum()
-        np.testing.assert_allclose(
-            bank.entries(k).numpy(), golden["paper_inst_bank_7"][position][filled], rtol=1e-6
-        )
+        np.testing.assert_allclose(bank.entries(k).numpy(), golden["paper_inst_bank_7"][position][filled], rtol=1e-6)
 
 
 def equation_5_slots(golden, until):
@@ -214,9 +210,7 @@ def test_stuff_features_are_those_of_equation_5(golden, paper_sources):
         for slot, image in enumerate(holds[position]):
             if image >= 0:
                 feature = one_class(paper_sources[image], k).features.numpy()
-                np.testing.assert_allclose(
-                    feature[0], golden["paper_stuff_bank_7"][position, slot], rtol=1e-6
-                )
+                np.testing.assert_allclose(feature[0], golden["paper_stuff_bank_7"][position, slot], rtol=1e-6)
 
 
 def test_after_the_last_image_our_own_counter_keeps_the_same_stuff(golden, paper_sources):
@@ -252,8 +246,7 @@ def test_losses_are_those_of_equations_6_and_8(golden, paper_sources, distance, 
         bank = paper_bank(golden, paper_sources, iteration)
         features = features_of(golden, "trg", step, torch.float64)
         every, largest = (
-            region_means(features, labels_of(golden, "trg_pred", step), SPACE, most)
-            for most in (EVERY_INSTANCE, 10)
+            region_means(features, labels_of(golden, "trg_pred", step), SPACE, most) for most in (EVERY_INSTANCE, 10)
         )
         assert [len(one_class(every, k)) for k in THINGS] == golden["paper_nreg"][step].tolist()
         for regions, which, classes, name in (

@@ -62,9 +62,7 @@ def test_losses_are_those_of_plain_loops(sources, target, distance, min_fill, cl
     found = matching_losses(regions, bank, distance, min_fill, class_reduction)
     expected = oracle.matching_losses(rows, slow, distance, min_fill, class_reduction)
     np.testing.assert_allclose([float(loss) for loss in found], expected, rtol=1e-9, atol=1e-12)
-    assert matched(regions, bank, min_fill).tolist() == [
-        slow.is_matched(row.class_index, min_fill) for row in rows
-    ]
+    assert matched(regions, bank, min_fill).tolist() == [slow.is_matched(row.class_index, min_fill) for row in rows]
 
 
 def test_each_image_and_class_is_one_term_however_many_instances_it_has():

@@ -19,9 +19,7 @@ STUFF, THINGS = SPACE.stuff, SPACE.things
 def label_maps(draw, largest=9):
     """Label maps (B, h, w) of two stuff and two thing classes, ignored pixels and ids outside the space."""
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, largest)), draw(st.integers(1, largest)))
-    ids = draw(
-        st.sampled_from([[THINGS[0], 255], [*STUFF[:2], *THINGS[:2], 255], [THINGS[-1], STUFF[0], 200]])
-    )
+    ids = draw(st.sampled_from([[THINGS[0], 255], [*STUFF[:2], *THINGS[:2], 255], [THINGS[-1], STUFF[0], 200]]))
     return draw(hnp.arrays(np.uint8, shape, elements=st.sampled_from(ids)))
 
 
@@ -66,9 +64,7 @@ def test_of_more_than_ten_instances_the_largest_ten_are_taken_and_ties_go_to_the
 def test_a_noise_map_with_thousands_of_regions():
     labels = np.random.default_rng(1).integers(0, 19, (1, 60, 90)).astype(np.uint8)
     features = random_features(labels.shape)
-    regions = region_means(
-        torch.from_numpy(features), torch.from_numpy(labels), CITYSCAPES, max_instances=10_000
-    )
+    regions = region_means(torch.from_numpy(features), torch.from_numpy(labels), CITYSCAPES, max_instances=10_000)
     expected = oracle.regions(features, labels, CITYSCAPES.stuff, CITYSCAPES.things, 10_000)
     assert len(expected) > 1_000
     assert_equals_oracle(regions, expected)
@@ -134,9 +130,7 @@ def test_memory_layout_precision_and_autocast_change_nothing(labels, dtype):
 def test_the_gradient_of_a_mean_is_one_over_the_area_on_its_pixels(layout):
     labels = torch.from_numpy(np.random.default_rng(3).choice([*STUFF[:2], THINGS[0], 255], (2, 4, 5)))
     features = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda f: region_means(f, labels, SPACE).features, features, fast_mode=True
-    )
+    assert torch.autograd.gradcheck(lambda f: region_means(f, labels, SPACE).features, features, fast_mode=True)
     region_means(features, labels, SPACE, max_instances=100).features.sum().backward()
     assert features.grad is not None
     assert features.grad.is_contiguous(memory_format=layout)

@@ -24,11 +24,7 @@ def network():
 
 
 def running_statistics(network):
-    return {
-        key: value.clone()
-        for key, value in network.state_dict().items()
-        if "running" in key or "num_b" in key
-    }
+    return {key: value.clone() for key, value in network.state_dict().items() if "running" in key or "num_b" in key}
 
 
 def equal(first, second):
@@ -58,9 +54,7 @@ def test_classify_is_the_classifier_on_a_map_of_one_pixel(branches):
     for parameter in classifier.parameters():
         torch.nn.init.normal_(parameter)
     features = torch.randn(7, 8)
-    torch.testing.assert_close(
-        classifier.classify(features), classifier(features[:, :, None, None])[:, :, 0, 0]
-    )
+    torch.testing.assert_close(classifier.classify(features), classifier(features[:, :, None, None])[:, :, 0, 0])
     assert classifier.classify(torch.empty(0, 8)).shape == (0, 5)
 
 
@@ -79,9 +73,7 @@ def test_every_trainable_parameter_stands_in_one_group(network):
     grouped = [id(parameter) for group in (backbone, classifier) for parameter in group["params"]]
     trainable = [id(parameter) for parameter in network.parameters() if parameter.requires_grad]
     assert sorted(grouped) == sorted(trainable)
-    assert {id(parameter) for parameter in classifier["params"]} == {
-        id(p) for p in network.classifier.parameters()
-    }
+    assert {id(parameter) for parameter in classifier["params"]} == {id(p) for p in network.classifier.parameters()}
     torch.optim.SGD([backbone, classifier], momentum=0.9).step()
 
 

@@ -28,9 +28,7 @@ def test_agrees_with_the_released_discriminator():
     discriminator = Discriminator(19)
     state = discriminator.state_dict()
     assert list(state) == [
-        f"{layer}.{kind}"
-        for layer in ("conv1", "conv2", "conv3", "conv4", "classifier")
-        for kind in ("weight", "bias")
+        f"{layer}.{kind}" for layer in ("conv1", "conv2", "conv3", "conv4", "classifier") for kind in ("weight", "bias")
     ]
     discriminator.load_state_dict(
         {
@@ -53,9 +51,7 @@ def test_agrees_with_the_released_discriminator():
     )
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [((720, 1280), (22, 40)), ((512, 1024), (16, 32)), ((32, 32), (1, 1))]
-)
+@pytest.mark.parametrize(("size", "expected"), [((720, 1280), (22, 40)), ((512, 1024), (16, 32)), ((32, 32), (1, 1))])
 def test_sizes(size, expected):
     with torch.device("meta"):
         output = Discriminator(19)(torch.empty(1, 19, *size))

@@ -56,9 +56,7 @@ def test_every_key_of_the_file_is_used_or_ignored_by_name(imagenet):
     assert {key.split(".")[0] for key in set(imagenet) - set(used)} == {"_conv_head", "_bn1", "_fc"}
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [((64, 96), (8, 12)), ((72, 100), (9, 13)), ((33, 47), (5, 6))]
-)
+@pytest.mark.parametrize(("size", "expected"), [((64, 96), (8, 12)), ((72, 100), (9, 13)), ((33, 47), (5, 6))])
 def test_features_are_an_eighth_rounded_up(size, expected):
     with torch.device("meta"):
         features = EfficientNetLite0()(torch.empty(2, 3, *size))
@@ -105,9 +103,7 @@ def test_strided_convolutions_pad_like_tensorflow():
 
 
 def test_imagenet_weights_recognise_streets(imagenet):
-    images = np.stack(
-        [np.array(Image.open(STREETS / f"0000{index}.jpg").convert("RGB")) for index in range(3)]
-    )
+    images = np.stack([np.array(Image.open(STREETS / f"0000{index}.jpg").convert("RGB")) for index in range(3)])
     images = CENTRED_RGB(torch.from_numpy(images).permute(0, 3, 1, 2))
     with torch.no_grad():
         features = loaded(imagenet, 32)(images)
@@ -116,3 +112,10 @@ def test_imagenet_weights_recognise_streets(imagenet):
     head = F.batch_norm(F.conv2d(features, imagenet["_conv_head.weight"]), *norm, eps=1e-3)
     logits = F.linear(F.relu6(head).mean((2, 3)), imagenet["_fc.weight"], imagenet["_fc.bias"])
     assert set(logits.argmax(1).tolist()) <= STREET_CLASSES
+
+
+def test_gradients_have_the_strides_that_distributed_training_expects(imagenet):
+    network = loaded(imagenet, 8)
+    network(torch.randn(2, 3, 64, 96)).mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), name

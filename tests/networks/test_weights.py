@@ -19,9 +19,7 @@ CONFIG = NetworkConfig(backbone="efficientnet_lite0", weights="random", aspp_bra
 @pytest.fixture(scope="module")
 def network():
     """An ImageNet start, as users save it: with statistics that training has moved."""
-    network = build_network(
-        replace(CONFIG, weights="imagenet", batch_norm="source_target_separate"), 19, seed=0
-    )
+    network = build_network(replace(CONFIG, weights="imagenet", batch_norm="source_target_separate"), 19, seed=0)
     with torch.no_grad():
         network(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     return network
@@ -68,9 +66,7 @@ def test_imagenet_weights_of_efficientnet_are_those_of_the_package():
 
 @pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "vgg16"])
 def test_imagenet_weights_of_the_others_are_asked_for(backbone):
-    with pytest.raises(
-        InputError, match=rf"{backbone.removesuffix('16')}.*\.pth and pass it as --network\.weights"
-    ):
+    with pytest.raises(InputError, match=rf"{backbone.removesuffix('16')}.*\.pth and pass it as --network\.weights"):
         build_network(NetworkConfig(backbone=backbone), 5, seed=0)
 
 

@@ -87,7 +87,10 @@ def adapt(experiment: Experiment, run_dir: Path, device: torch.device, log: RunL
         log,
         "step 2",
         labels_dir,
-        {"step1": {"miou": step1["miou"], "seconds": step1["seconds"]}, "pseudo_labels_by": experiment.pseudo_labels.model},
+        {
+            "step1": {"miou": step1["miou"], "seconds": step1["seconds"]},
+            "pseudo_labels_by": experiment.pseudo_labels.model,
+        },
     )
 
 
@@ -203,7 +206,10 @@ def result_of(evaluations: list[tuple[int, Evaluation]], last_k: int) -> dict[st
     return {
         **last.as_json(),
         "step": last_step,
-        "mean_last_k": {"k": len(evaluations[-last_k:]), "miou": statistics.fmean(e.miou for _, e in evaluations[-last_k:])},
+        "mean_last_k": {
+            "k": len(evaluations[-last_k:]),
+            "miou": statistics.fmean(e.miou for _, e in evaluations[-last_k:]),
+        },
         "best": {"miou": best.miou, "step": best_step, "chosen_on": "test labels"},
     }
 
@@ -245,4 +251,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-

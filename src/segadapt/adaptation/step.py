@@ -17,7 +17,14 @@ from segadapt.adaptation.pseudo_labels import override
 from segadapt.config import LossConfig, MatchingConfig, OptimiserConfig
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.data.loading import Batch
-from segadapt.matching import FeatureBank, Regions, correct_labels, matching_losses, region_means, shrink_labels
+from segadapt.matching import (
+    FeatureBank,
+    Regions,
+    correct_labels,
+    matching_losses,
+    region_means,
+    shrink_labels,
+)
 from segadapt.matching.losses import matched
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.discriminator import Discriminator
@@ -101,9 +108,7 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     state.segmenter_optimiser.zero_grad(set_to_none=True)
 
     # Eq. (1): cross-entropy on the source.
-    segmenter.update_running_statistics(
-        target is None or segmenter.config.batch_norm != "source_target_separate"
-    )
+    segmenter.update_running_statistics(target is None or segmenter.config.batch_norm != "source_target_separate")
     with segmenter_autocast:
         source_output = segmenter(segmenter.normalisation(source.images.to(state.device)))
     source_labels = source.labels.to(state.device)
@@ -169,12 +174,8 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     if adversarial and target_logits is not None:
         discriminator.requires_grad_(True)
         state.discriminator_optimiser.zero_grad(set_to_none=True)
-        on_source = domain_loss(
-            discriminator(source_logits.detach().softmax(1)), is_target=False, gan=weights.gan
-        )
-        on_target = domain_loss(
-            discriminator(target_logits.detach().softmax(1)), is_target=True, gan=weights.gan
-        )
+        on_source = domain_loss(discriminator(source_logits.detach().softmax(1)), is_target=False, gan=weights.gan)
+        on_target = domain_loss(discriminator(target_logits.detach().softmax(1)), is_target=True, gan=weights.gan)
         report["loss/discriminator"] = (on_source + on_target) / 2
         (weights.discriminator * report["loss/discriminator"]).backward()
         state.discriminator_optimiser.step()
@@ -185,9 +186,7 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
 
 def upsample(logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"]) -> Float[Tensor, "B N H W"]:
     """Logits at the labels' size, float32."""
-    return F.interpolate(
-        logits.float(), size=(labels.shape[-2], labels.shape[-1]), mode="bilinear", align_corners=True
-    )
+    return F.interpolate(logits.float(), size=(labels.shape[-2], labels.shape[-1]), mode="bilinear", align_corners=True)
 
 
 def cross_entropy(logits: Float[Tensor, "B N H W"], labels: Int[Tensor, "B H W"]) -> Float[Tensor, ""]:
@@ -210,9 +209,7 @@ def domain_loss(judged: Float[Tensor, "B 1 h w"], is_target: bool, gan: str) -> 
 def find_regions(features: Float[Tensor, "B C h w"], labels: Int[Tensor, "B h w"], state: TrainState) -> Regions:
     """Stuff classes and thing instances of a batch with their mean features, Eqs. (5) and (7)."""
     matching = state.matching
-    return region_means(
-        features, labels, state.space, matching.max_instances, matching.connectivity, matching.min_area
-    )
+    return region_means(features, labels, state.space, matching.max_instances, matching.connectivity, matching.min_area)
 
 
 def agrees(segmenter: DeepLab, regions: Regions) -> Tensor:

@@ -57,9 +57,7 @@ def new_state(experiment: Experiment, space: LabelSpace, device: torch.device) -
 
 def segmenter_optimiser(segmenter: DeepLab, options: OptimiserConfig) -> torch.optim.Optimizer:
     """SGD of section 5.2, or AdamW, over two groups: backbone and classifier."""
-    groups = parameter_groups(
-        segmenter, options.learning_rate, options.head_multiplier, options.weight_decay
-    )
+    groups = parameter_groups(segmenter, options.learning_rate, options.head_multiplier, options.weight_decay)
     if options.algorithm == "adamw":
         return torch.optim.AdamW(groups, betas=(options.momentum, 0.999))
     return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov)
@@ -100,9 +98,7 @@ def train(
     clock, clock_step = time.perf_counter(), state.step
     best = -math.inf
     while state.step < schedule.steps:
-        report = adaptation_step(
-            state, next(source_stream), next(target_stream) if target_stream is not None else None
-        )
+        report = adaptation_step(state, next(source_stream), next(target_stream) if target_stream is not None else None)
         refuse_non_finite(report, state.step)
         last = state.step == schedule.steps
         if last or state.step % schedule.log_every == 0:

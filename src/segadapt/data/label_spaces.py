@@ -54,9 +54,7 @@ class LabelSpace:
         if not 1 <= count <= IGNORE:
             raise InputError(f"classes: {count} given; write 1 to {IGNORE} of them")
         if len(self.colours) != count or len(self.ids) != count:
-            raise InputError(
-                f"{count} names, {len(self.colours)} colours, {len(self.ids)} ids; give each class one"
-            )
+            raise InputError(f"{count} names, {len(self.colours)} colours, {len(self.ids)} ids; give each class one")
         if self.ignore != IGNORE:
             raise InputError(
                 f"ignore: {self.ignore} is not possible; leave it at {IGNORE} and list only ids of classes"
@@ -70,13 +68,9 @@ class LabelSpace:
         )
         for name, colour, raw_ids in zip(self.names, self.colours, self.ids, strict=True):
             if any(not 0 <= value <= 255 for value in colour):
-                raise InputError(
-                    f"class '{name}': colour {list(colour)} is out of range; use three values 0 to 255"
-                )
+                raise InputError(f"class '{name}': colour {list(colour)} is out of range; use three values 0 to 255")
             if not raw_ids:
-                raise InputError(
-                    f"class '{name}': ids is empty; list the values its pixels have in label files"
-                )
+                raise InputError(f"class '{name}': ids is empty; list the values its pixels have in label files")
             for raw in raw_ids:
                 if not 0 <= raw < RAW_IDS:
                     raise InputError(f"class '{name}': id {raw} is out of range; use 0 to {RAW_IDS - 1}")
@@ -89,9 +83,7 @@ class LabelSpace:
                 raise InputError(f"subset '{subset}' is empty; name its classes or remove it")
             for member in members:
                 if member not in self.names:
-                    raise InputError(
-                        f"subset '{subset}': '{member}' is no class here; use {_listed(self.names)}"
-                    )
+                    raise InputError(f"subset '{subset}': '{member}' is no class here; use {_listed(self.names)}")
 
     @property
     def num_classes(self) -> int:
@@ -109,9 +101,7 @@ class LabelSpace:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({error}); give the path of a label space in YAML"
-            ) from error
+            raise InputError(f"{path}: cannot be read ({error}); give the path of a label space in YAML") from error
         return cls.from_yaml_text(text, str(path))
 
     @classmethod
@@ -128,9 +118,7 @@ class LabelSpace:
         try:
             content = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise InputError(
-                f"{where}: not valid YAML: {' '.join(str(error).split())}; correct it"
-            ) from error
+            raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}; correct it") from error
         try:
             return cls._from_mapping(content)
         except InputError as error:
@@ -153,9 +141,7 @@ class LabelSpace:
             by_kind[entry["kind"]].append(position)
             colour = _integers(entry["colour"], f"{where}.colour")
             if len(colour) != 3:
-                raise InputError(
-                    f"{where}.colour: {list(colour)} has {len(colour)} values; write [red, green, blue]"
-                )
+                raise InputError(f"{where}.colour: {list(colour)} has {len(colour)} values; write [red, green, blue]")
             colours.append(colour)
             ids.append(_integers(entry["ids"], f"{where}.ids"))
         subsets = top.get("subsets") or {}
@@ -210,9 +196,7 @@ class LabelSpace:
         wanted = list(names)
         for name in wanted:
             if name not in self.names:
-                raise InputError(
-                    f"class '{name}' is not in label space {self.name}; use {_listed(self.names)}"
-                )
+                raise InputError(f"class '{name}' is not in label space {self.name}; use {_listed(self.names)}")
         kept = [train_id for train_id, name in enumerate(self.names) if name in wanted]
         if len(kept) == self.num_classes:
             return self
@@ -245,9 +229,7 @@ class LabelSpace:
             InputError: There is no such subset.
         """
         if name not in self.subsets:
-            raise InputError(
-                f"label space {self.name} has no subset '{name}'; use {_listed(self.subsets) or 'none'}"
-            )
+            raise InputError(f"label space {self.name} has no subset '{name}'; use {_listed(self.subsets) or 'none'}")
         return tuple(sorted(self.names.index(member) for member in self.subsets[name]))
 
 
@@ -314,9 +296,7 @@ def _refuse_repeats(what: str, values: Iterable[Any], owners: Iterable[str]) -> 
         first[value] = owner
 
 
-def _mapping(
-    value: Any, where: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> Mapping[str, Any]:
+def _mapping(value: Any, where: str, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: not a mapping; write the keys {_listed(required)}")
     for key in value:
@@ -330,9 +310,7 @@ def _mapping(
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError(
-            f"{where}: {value!r} is not a name; write text, in quotes where YAML reads it otherwise"
-        )
+        raise InputError(f"{where}: {value!r} is not a name; write text, in quotes where YAML reads it otherwise")
     return value
 
 

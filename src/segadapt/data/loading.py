@@ -94,9 +94,7 @@ class TrainingSet(Dataset[Sample]):
     ) -> None:
         _check(data_config, augmentation, seed)
         if pseudo_labels is not None and not pseudo_labels.is_dir():
-            raise InputError(
-                f"{pseudo_labels}: no such folder; make the pseudo-labels of {image_set.name} first"
-            )
+            raise InputError(f"{pseudo_labels}: no such folder; make the pseudo-labels of {image_set.name} first")
         self.image_set = image_set
         self.space = space
         self.size = data_config.size
@@ -117,9 +115,7 @@ class TrainingSet(Dataset[Sample]):
         labels = self._labels(index, image.shape[:2])
         random = np.random.default_rng([self.seed, self.domain, _AUGMENTATION, position])
         image, labels = augment(image, labels, self.size, self.augmentation, random)
-        return Sample(
-            image=_channels_first(image), labels=torch.from_numpy(labels.astype(np.int64)), index=index
-        )
+        return Sample(image=_channels_first(image), labels=torch.from_numpy(labels.astype(np.int64)), index=index)
 
     def _labels(self, index: int, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
         if self.pseudo_labels is not None:
@@ -132,9 +128,7 @@ class TrainingSet(Dataset[Sample]):
                     "make the pseudo-labels again with these classes"
                 )
             if ids.shape not in (size, self.size):
-                raise InputError(
-                    f"{path}: is {_by(ids.shape)}, its image {_by(size)}; make the pseudo-labels again"
-                )
+                raise InputError(f"{path}: is {_by(ids.shape)}, its image {_by(size)}; make the pseudo-labels again")
             return ids.astype(np.uint8)
         path = self.image_set.labels[index]
         if path is None:
@@ -251,9 +245,7 @@ class _EvaluationBatches(Dataset["EvaluationBatch | InputError"]):
             return error
 
 
-def _read_ahead(
-    dataset: Dataset[T | InputError], items: Iterable[tuple[int, ...]], workers: int
-) -> Iterator[T]:
+def _read_ahead(dataset: Dataset[T | InputError], items: Iterable[tuple[int, ...]], workers: int) -> Iterator[T]:
     loader = DataLoader(
         dataset,
         batch_size=None,

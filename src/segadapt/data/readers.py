@@ -108,9 +108,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
             grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
         if image.mode == "P":
-            image = image.convert(
-                "RGBA"
-            )  # a palette may carry transparency, which only this mode keeps apart
+            image = image.convert("RGBA")  # a palette may carry transparency, which only this mode keeps apart
         return np.array(image.convert("RGB"))
 
 
@@ -136,9 +134,7 @@ def read_raw_ids(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H
         if image.mode.startswith("I"):
             ids = np.array(image)
             if ids.min() < 0 or ids.max() >= label_spaces.RAW_IDS:
-                raise InputError(
-                    f"{path}: holds ids from {ids.min()} to {ids.max()}; write ids of 8 or 16 bits"
-                )
+                raise InputError(f"{path}: holds ids from {ids.min()} to {ids.max()}; write ids of 8 or 16 bits")
             return ids.astype(np.uint16)
         raise InputError(
             f"{path}: is a colour picture (mode {image.mode}), not ids; "
@@ -225,11 +221,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in names
-            if name.lower().endswith(suffixes) and not name.startswith(".")
-        ]
+        found += [Path(parent, name) for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
     return sorted(found)
 
 
@@ -238,9 +230,7 @@ def _images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Pa
         raise InputError(f"{folder}: no such folder; the images belong there (check reader, root and split)")
     images = _files(folder, suffixes)
     if not images:
-        raise InputError(
-            f"{folder}: holds no images ({' '.join(suffixes)}); put them there or correct root and split"
-        )
+        raise InputError(f"{folder}: holds no images ({' '.join(suffixes)}); put them there or correct root and split")
     stems: dict[Path, Path] = {}
     for image in images:
         if (other := stems.setdefault(image.with_suffix(""), image)) != image:
@@ -364,9 +354,7 @@ def _gta5(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
             root, missing, unequal, len(pairs),
         )  # fmt: skip
     if not pairs:
-        raise InputError(
-            f"{label_root}: holds no label for any image of {image_root}; put them there, named alike"
-        )
+        raise InputError(f"{label_root}: holds no label for any image of {image_root}; put them there, named alike")
     return _image_set(config, space, image_root, [image for image, _ in pairs], [label for _, label in pairs])
 
 
@@ -397,8 +385,7 @@ def _cityscapes(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
     existing = set(_files(label_root, (".png",)))
     by_kind = {
         kind: [
-            label_root
-            / image.relative_to(image_root).with_name(f"{image.stem.removesuffix(ending)}_gtFine_{kind}.png")
+            label_root / image.relative_to(image_root).with_name(f"{image.stem.removesuffix(ending)}_gtFine_{kind}.png")
             for image in images
         ]
         for kind in ("labelIds", "labelTrainIds")
@@ -430,9 +417,7 @@ def _split_folder(config: DataConfig, parent: Path) -> Path:
 
 def _refuse_split(config: DataConfig) -> None:
     if config.split:
-        raise InputError(
-            f"split: '{config.split}' is given, but reader {config.reader} has no splits; leave it empty"
-        )
+        raise InputError(f"split: '{config.split}' is given, but reader {config.reader} has no splits; leave it empty")
 
 
 _READERS = {

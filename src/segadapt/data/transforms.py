@@ -20,9 +20,7 @@ Labels = UInt8[np.ndarray, "H W"]
 PADDING_RGB = (124, 116, 104)
 _IGNORE = 255
 _GREY = np.array([0.299, 0.587, 0.114])
-_RGB_TO_YIQ = np.array(
-    [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
-)
+_RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
 
 def resize_image(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
@@ -77,9 +75,7 @@ def shift_colour(image: Rgb, brightness: float, contrast: float, saturation: flo
     picture = Image.fromarray(image)
     mean_grey = float(np.asarray(picture.convert("L")).mean()) * brightness
     angle = 2 * math.pi * hue
-    turn = np.array(
-        [[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]]
-    )
+    turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
     hue_matrix = np.linalg.inv(_RGB_TO_YIQ) @ turn @ _RGB_TO_YIQ
     saturation_matrix = saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * _GREY
     colour = hue_matrix @ saturation_matrix

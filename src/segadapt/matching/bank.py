@@ -153,9 +153,7 @@ class FeatureBank(nn.Module):
         return is_class.cumsum(0).gather(1, class_index[:, None])[:, 0] - 1, is_class.sum(0)
 
 
-def _nearest(
-    queries: Float[Tensor, "n C"], entries: Float[Tensor, "held C"], distance: Distance
-) -> Int[Tensor, " n"]:
+def _nearest(queries: Float[Tensor, "n C"], entries: Float[Tensor, "held C"], distance: Distance) -> Int[Tensor, " n"]:
     """Index of the entry nearest to each query. All three forms of L1 have the same one."""
     match distance:
         case "l1_mean" | "l1_sum" | "l1_squared":
@@ -167,9 +165,7 @@ def _nearest(
             return (queries @ nn.functional.normalize(entries, dim=1).T).argmax(1)
 
 
-def _distances(
-    features: Float[Tensor, "R C"], chosen: Float[Tensor, "R C"], distance: Distance
-) -> Float[Tensor, " R"]:
+def _distances(features: Float[Tensor, "R C"], chosen: Float[Tensor, "R C"], distance: Distance) -> Float[Tensor, " R"]:
     """Distance of each feature to its chosen entry, differentiable in the features."""
     match distance:
         case "l1_mean":

@@ -30,9 +30,7 @@ def matched(regions: Regions, bank: FeatureBank, min_fill: MinFill = 1) -> Bool[
     elif min_fill >= 1:
         needed = min_fill
     else:
-        raise ValueError(
-            f"min_fill must be 'full' or at least 1, not {min_fill}: nothing can match an empty ring"
-        )
+        raise ValueError(f"min_fill must be 'full' or at least 1, not {min_fill}: nothing can match an empty ring")
     return (bank.filled >= needed)[regions.class_index]
 
 
@@ -66,9 +64,7 @@ def matching_losses(
         ValueError: An option out of range.
     """
     if class_reduction not in get_args(ClassReduction):
-        raise ValueError(
-            f"class_reduction must be one of {get_args(ClassReduction)}, not {class_reduction!r}"
-        )
+        raise ValueError(f"class_reduction must be one of {get_args(ClassReduction)}, not {class_reduction!r}")
     use = matched(regions, bank, min_fill)
     distances = bank.nearest(regions.features, regions.class_index, distance).masked_fill(~use, 0.0)
 

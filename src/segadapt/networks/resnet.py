@@ -21,9 +21,7 @@ _HEAD_KEYS = ("fc.weight", "fc.bias")
 class _Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions beside a skip connection; `width` channels inside, 4 x `width` outside."""
 
-    def __init__(
-        self, inputs: int, width: int, stride: int, dilation: int, project: bool, stride_in_1x1: bool
-    ) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, project: bool, stride_in_1x1: bool) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(inputs, width, 1, stride=first, bias=False)

@@ -54,9 +54,7 @@ def build_network(config: NetworkConfig, num_classes: int, seed: int) -> DeepLab
     return network
 
 
-def save_network(
-    path: str | Path, network: DeepLab, space: LabelSpace, extra: Mapping[str, str] | None = None
-) -> None:
+def save_network(path: str | Path, network: DeepLab, space: LabelSpace, extra: Mapping[str, str] | None = None) -> None:
     """Writes `network` to one file, whole or not at all.
 
     Args:
@@ -69,9 +67,7 @@ def save_network(
         InputError: `space` has another number of classes than the network.
     """
     if space.num_classes != network.num_classes:
-        raise InputError(
-            f"{space.num_classes} classes in the label space, {network.num_classes} in the network"
-        )
+        raise InputError(f"{space.num_classes} classes in the label space, {network.num_classes} in the network")
     path = Path(path)
     metadata = {
         **(extra or {}),
@@ -170,9 +166,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file ({error})") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(
-            f"{path} is no state dict that torch reads safely ({type(error).__name__})"
-        ) from None
+        raise InputError(f"{path} is no state dict that torch reads safely ({type(error).__name__})") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds something else than a state dict of tensors")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
