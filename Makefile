@@ -23,3 +23,4 @@ test: setup
 
 bench: setup
 	$(BIN)/python benchmarks/matching_step.py
+	$(BIN)/python benchmarks/pseudo_label_memory.py

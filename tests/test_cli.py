@@ -11,6 +11,7 @@ import yaml
 from segadapt.cli import main
 
 DATA = Path(__file__).parent.parent / "data" / "streets"
+SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 CLEAR = [f"--source.root={DATA}/clear", "--source.split=train"]
 
 
@@ -47,6 +48,46 @@ def test_a_wrong_option_is_named(
     command: str, arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert named in said([command, "--run_dir", str(tmp_path / "run"), *arguments], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("schedule.log_every=0", "schedule.log_every: 0"),
+        ("schedule.steps=-1", "schedule.steps: -1"),
+        ("schedule.batch_size=0", "batch_size: 0"),
+        ("optimiser.learning_rate=-0.1", "optimiser.learning_rate: -0.1"),
+        ("optimiser.momentum=1.0", "optimiser.momentum: 1.0"),
+        ("warm_up.steps=-1", "warm_up.steps: -1"),
+        ("loss.adversarial=-1", "loss.adversarial: -1"),
+        ("matching.min_fill=0", "matching.min_fill: 0"),
+        ("matching.stuff_size=0", "matching.stuff_size: 0"),
+        ("pseudo_labels.quantile=1.5", "pseudo_labels.quantile: 1.5"),
+        ("augmentation.flip=2", "augmentation.flip: 2"),
+        ("seed=-1", "seed: -1"),
+        ("network.weights=no_such_file.pth", "no_such_file.pth"),
+        ("classes=[road, roda]", "'roda'"),
+    ],
+)
+def test_a_value_out_of_range_is_named(
+    option: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in said(["adapt", f"--config={SMOKE}", f"--run_dir={tmp_path}/run", f"--{option}"], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    options = ["--network.weights=random", "--schedule.steps=0"]
+    assert "file" in said(["train", f"--config={SMOKE}", f"--run_dir={tmp_path}/file", *options], capsys)
+
+
+def test_rows_and_seeds_that_stand_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["ablate", f"--config={SMOKE}", f"--run_dir={tmp_path}/run"]
+    assert "seeds: [1, 1]" in said([*command, "--seeds", "1", "1"], capsys)
+    assert "rows" in said([*command, "--rows", "sim", "sim"], capsys)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +99,13 @@ def test_a_wrong_option_is_named(
         ("source: [1, 2]", "source"),
         ("loss: {gan: wgan}", "gan"),
         ("a: b: c", "x.yaml"),
+        ("just text", "x.yaml"),
+        ("", "x.yaml"),
+        ("matching: {classifier_agreement: [1]}", "matching.classifier_agreement"),
+        ("source:", "source"),
+        ("1: 2", "'1'"),
+        ("rows: [sim]", "rows"),
+        ("source: {size: [48, a]}", "source.size"),
     ],
 )
 def test_a_wrong_key_in_yaml_is_named(
@@ -66,6 +114,8 @@ def test_a_wrong_key_in_yaml_is_named(
     (tmp_path / "x.yaml").write_text(text)
     line = said(["adapt", "--config", str(tmp_path / "x.yaml"), "--run_dir", str(tmp_path / "run")], capsys)
     assert named in line
+    assert "x.yaml" in line
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.yaml"]
 
 
 def test_missing_options_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +162,7 @@ def test_every_shipped_configuration_is_accepted() -> None:
     assert {"demo.yaml", "smoke.yaml", "synstreet_to_camvid.yaml"} <= {path.name for path in configs}
     for path in configs:
         assert path.read_text().startswith("#"), f"{path}: says in a comment what it is"
-        parsed = build_parser().parse_args(["adapt", "--config", str(path), "--run_dir", "runs/x"])
+        parsed = build_parser()[0].parse_args(["adapt", "--config", str(path), "--run_dir", "runs/x"])
         written = yaml.safe_load(path.read_text())
         assert parsed.adapt.schedule.steps == written["schedule"]["steps"]
 
@@ -122,11 +172,17 @@ def test_json_of_evaluate_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[
     from segadapt.data.label_spaces import STREETS11
     from segadapt.networks.weights import build_network, save_network
 
-    network = build_network(NetworkConfig("efficientnet_lite0", "random"), 11, 0)
-    save_network(tmp_path / "model.safetensors", network, STREETS11, {"provenance": '{"seed": 3}'})
+    network = build_network(NetworkConfig("efficientnet_lite0", "random"), STREETS11, 0)
+    save_network(tmp_path / "model.safetensors", network, {"provenance": '{"seed": 3}'})
     code = main(
-        ["evaluate", "--model", str(tmp_path / "model.safetensors"), "--data.reader", "folder", "--data.root"]
-        + [f"{DATA}/clear", "--data.split", "val", "--data.size", "[48, 64]", "--json", "true"]
+        [
+            "evaluate",
+            f"--model={tmp_path}/model.safetensors",
+            f"--data.root={DATA}/clear",
+            "--data.split=val",
+            "--data.size=[48, 64]",
+            "--json=true",
+        ]
     )
     result = json.loads(capsys.readouterr().out)
     assert code == 0

@@ -3,11 +3,15 @@
 Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted.
 """
 
+import argparse
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from segadapt.config import DataConfig, Experiment, PseudoLabelConfig
@@ -18,69 +22,110 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 ROWS = ("source_only", "adabn", "adversarial", "sim", "sim_ssl", "target_only")
+TRAIN_ROWS = tuple(row for row in ROWS if row != "sim_ssl")  # that one takes the whole procedure: adapt
 DEMO_ROWS = ("source_only", "adversarial", "sim", "sim_ssl", "target_only")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on standard error and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        parser = build_parser()
+        parser, commands = build_parser()
+        refuse_wrong_config_files(arguments, commands)
         options = parser.instantiate(parser.parse_args(arguments))
-        command = options.subcommand
-        return COMMANDS[command](options[command])
-    except (ArgumentError, InputError) as error:
-        print(f"segadapt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return COMMANDS[options.subcommand](options[options.subcommand])
+    except (ArgumentError, InputError, OSError) as error:
+        line = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+        print(f"segadapt: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("segadapt: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
 
 
-def build_parser() -> ArgumentParser:
-    """All commands with their options."""
-    parser = ArgumentParser(prog="segadapt", description=__doc__, exit_on_error=False, version=version())
-    commands = parser.add_subcommands(required=True)
+def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The whole command line, and each command's own options."""
+    parser = ArgumentParser(
+        prog="segadapt", description=__doc__, exit_on_error=False, allow_abbrev=False, version=version()
+    )
+    commands: dict[str, ArgumentParser] = {}
     for name, text in (
         ("train", "Train one row of the method: source only, AdaBN, adversarial, SIM or target only."),
         ("adapt", "The whole procedure: step 1, pseudo-labels, step 2, evaluation."),
         ("ablate", "The rows of the paper's Table 2 over seeds: a table and pictures."),
         ("demo", "'ablate' on the bundled pair of street scenes."),
     ):
-        command = ArgumentParser(description=text, exit_on_error=False)
+        command = commands[name] = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
         command.add_argument("--config", action="config", help="YAML file of the experiment")
         command.add_class_arguments(Experiment, None)
         add_machine_options(command)
         if name == "train":
-            command.add_argument("--row", type=Literal[ROWS[:4] + ROWS[5:]], default="sim", help="row to train")  # type: ignore[valid-type]
+            command.add_argument("--row", type=Literal[TRAIN_ROWS], default="sim", help="row to train")
         if name in ("ablate", "demo"):
             command.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
             command.add_argument(
-                "--rows",
-                type=Literal[ROWS],
-                nargs="+",
-                default=list(DEMO_ROWS),
-                help="rows of the table",  # type: ignore[valid-type]
+                "--rows", type=Literal[ROWS], nargs="+", default=list(DEMO_ROWS), help="rows of the table"
             )
         default = "runs/demo" if name == "demo" else None
         command.add_argument("--run_dir", type=str, default=default, required=default is None, help="run folder")
-        commands.add_subcommand(name, command, help=text)
 
     for name, text in (
         ("pseudo-label", "Label images with a model's confident predictions, Eq. (9)."),
         ("evaluate", "Score a model on labelled images."),
     ):
-        command = ArgumentParser(description=text, exit_on_error=False)
+        command = commands[name] = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
         command.add_argument("--config", action="config", help="YAML file with these options")
         command.add_argument("--model", type=str, required=True, help="model.safetensors of a run")
         command.add_class_arguments(DataConfig, "data")
         if name == "pseudo-label":
-            command.add_class_arguments(PseudoLabelConfig, "pseudo_labels")
+            command.add_class_arguments(PseudoLabelConfig, "pseudo_labels", skip={"override", "model"})
             command.add_argument("--out", type=str, required=True, help="folder for the label maps")
         else:
             command.add_argument("--json", type=bool, default=False, help="print JSON instead of a table")
         add_machine_options(command)
-        commands.add_subcommand(name, command, help=text)
-    return parser
+
+    subcommands = parser.add_subcommands(required=True)
+    for name, command in commands.items():
+        subcommands.add_subcommand(name, command, help=command.description)
+    return parser, commands
+
+
+def refuse_wrong_config_files(arguments: list[str], commands: dict[str, ArgumentParser]) -> None:
+    """Check every `--config FILE` on its own: once mixed with the other options, nothing says where one came from.
+
+    Raises:
+        InputError: names the file and the key.
+    """
+    command = commands.get(arguments[0]) if arguments else None
+    if command is None:
+        return  # the parser says so
+    config_option = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    config_option.add_argument("--config", action="append", default=[])
+    for path in config_option.parse_known_args(arguments)[0].config:
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: no YAML that can be read ({error})") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: holds no options; write 'name: value' lines, as the files in configs/")
+        options = Namespace()
+        for name, value in dotted(content):
+            if name in (command.groups or ()):
+                raise InputError(f"{path}: {name}: no options; write '{name}: {{name: value}}'")
+            options[name] = value
+        try:
+            command.validate(options, skip_required=True)
+        except (TypeError, KeyError) as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested dictionaries with the names that options have on the command line."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def add_machine_options(command: ArgumentParser) -> None:
@@ -91,14 +136,15 @@ def add_machine_options(command: ArgumentParser) -> None:
 
 def train(options: Namespace) -> int:
     """`segadapt train`."""
-    from segadapt.adaptation.procedure import row_of, run_training
-    from segadapt.adaptation.run_log import RunLog
+    from segadapt.adaptation.procedure import row_of, run_training, warm_up
+    from segadapt.adaptation.run_log import Terminal
 
-    run_dir, experiment = Path(options.run_dir), experiment_of(options)
-    with RunLog(run_dir) as log:
-        result = run_training(
-            row_of(experiment, options.row), run_dir, machine(options), log, options.row.replace("_", " ")
-        )
+    experiment, run_dir, device = experiment_of(options), Path(options.run_dir), machine(options)
+    with Terminal() as terminal:
+        if options.row in ("adversarial", "sim"):
+            experiment = warm_up(experiment, run_dir / "warm_up", device, terminal)
+        experiment = row_of(experiment, options.row)
+        result = run_training(experiment, run_dir, device, terminal, options.row.replace("_", " "))
     print_scores(result)
     return 0
 
@@ -106,11 +152,10 @@ def train(options: Namespace) -> int:
 def adapt(options: Namespace) -> int:
     """`segadapt adapt`."""
     from segadapt.adaptation import procedure
-    from segadapt.adaptation.run_log import RunLog
+    from segadapt.adaptation.run_log import Terminal
 
-    run_dir = Path(options.run_dir)
-    with RunLog(run_dir) as log:
-        result = procedure.adapt(experiment_of(options), run_dir, machine(options), log)
+    with Terminal() as terminal:
+        result = procedure.adapt(experiment_of(options), Path(options.run_dir), machine(options), terminal)
     print_scores(result)
     return 0
 
@@ -126,11 +171,11 @@ def ablate(options: Namespace) -> int:
 def pseudo_label(options: Namespace) -> int:
     """`segadapt pseudo-label`."""
     from segadapt.adaptation import procedure
-    from segadapt.adaptation.run_log import RunLog
+    from segadapt.adaptation.run_log import Terminal
 
-    out = Path(options.out)
-    with RunLog(out) as log:
-        procedure.pseudo_label(Path(options.model), options.data, options.pseudo_labels, out, machine(options), log)
+    model, out, device = Path(options.model), Path(options.out), machine(options)
+    with Terminal() as terminal:
+        procedure.pseudo_label(model, options.data, options.pseudo_labels, 0, out, device, terminal)
     print(f"{out}: label maps and thresholds.json")
     return 0
 
@@ -182,8 +227,8 @@ def machine(options: Namespace) -> "torch.device":
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks for the next training step instead of returning them to the system.
 
-    A step on the CPU frees and allocates the same hundreds of megabytes; fetching them from the system anew each time, page by
-    page, made a step at 288x384 six times slower where page faults are dear (virtual machines).
+    A step on the CPU frees and allocates the same hundreds of megabytes; fetching them from the system anew each time,
+    page by page, made a step at 288x384 six times slower where page faults are dear (virtual machines).
     """
     import ctypes
 

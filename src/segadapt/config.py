@@ -1,17 +1,29 @@
 """The typed configuration of an experiment, whole, in the order in which the data flows.
 
-Out: frozen dataclasses that jsonargparse fills from YAML and from the command line. Nothing here imports torch, so that a
-wrong command line is refused in a fraction of a second; therefore the dataclasses stand together here and not
+Out: frozen dataclasses that jsonargparse fills from YAML and from the command line. Nothing here imports torch, so that
+a wrong command line is refused in a fraction of a second; therefore the dataclasses stand together here and not
 beside the code that reads them. Defaults are those of docs/method.md; sizes are (height, width).
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
+
+from segadapt.errors import InputError
 
 ReaderName = Literal["folder", "gta5", "synthia", "cityscapes", "camvid"]
 Backbone = Literal["resnet50", "resnet101", "vgg16", "efficientnet_lite0"]
 BatchNorm = Literal["batch", "frozen", "source_target_separate"]
 Distance = Literal["l1_mean", "l1_sum", "l1_squared", "l2", "cosine"]
+
+
+def _refuse_out_of_range(section: str, options: object, **ranges: tuple[int | float, int | float]) -> None:
+    """Raises InputError for the first option that is outside its range; the largest value itself is allowed."""
+    for name, (smallest, largest) in ranges.items():
+        value = getattr(options, name)
+        if isinstance(value, int | float) and not smallest <= value <= largest:
+            allowed = f"{smallest} or more" if largest == inf else f"{smallest} to {largest}"
+            raise InputError(f"{section}.{name}: {value} is out of range; use {allowed}")
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,8 @@ class DataConfig:
         root: The folder that holds the data set.
         split: The part of it (train, val, test); empty where the format has none.
         label_space: A shipped label space or a YAML file; empty means the one that belongs to the reader.
-        size: (height, width) the images are resized to before they enter the network; null keeps their size.
+        size: (height, width) the images are resized to before they enter the network; null keeps their size (and for
+            a model file means the size it was tested at).
     """
 
     reader: ReaderName = "folder"
@@ -58,8 +71,9 @@ class NetworkConfig:
         backbone: Feature extractor F of the paper (VGG-16 and ResNet-101 there).
         weights: 'imagenet' (shipped for efficientnet_lite0), 'random', or a file with a state dict.
         aspp_branches: Dilated branches of the classifier, of (6, 12, 18, 24); 2 reads older checkpoints.
-        batch_norm: 'batch': statistics of each batch, running mixture of both domains at test; 'frozen': the statistics the
-            weights came with; 'source_target_separate': each domain its own batches, target statistics at test.
+        batch_norm: 'batch': statistics of each batch, running mixture of both domains at test; 'frozen': the
+            statistics the weights came with; 'source_target_separate': each domain its own batches, target statistics
+            at test.
     """
 
     backbone: Backbone = "resnet101"
@@ -89,6 +103,10 @@ class LossConfig:
     matching: float = 0.01
     matching_step2: float = 0.001
     gan: Literal["vanilla", "lsgan"] = "vanilla"
+
+    def __post_init__(self) -> None:
+        weights = ("segmentation", "target_segmentation", "adversarial", "discriminator", "matching", "matching_step2")
+        _refuse_out_of_range("loss", self, **dict.fromkeys(weights, (0, inf)))
 
 
 @dataclass(frozen=True)
@@ -134,14 +152,18 @@ class MatchingConfig:
     label_sampling: Literal["aligned", "nearest"] = "aligned"
     classifier_agreement: ClassifierAgreement = field(default_factory=ClassifierAgreement)
 
+    def __post_init__(self) -> None:
+        counts = ("stuff_size", "thing_size", "max_instances", "min_area", "min_fill")
+        _refuse_out_of_range("matching", self, **dict.fromkeys(counts, (1, inf)))
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
     """Optimisers of the segmenter and the discriminator (Adam), both with polynomial decay.
 
     Args:
-        algorithm: Of the segmenter: 'sgd' as in the paper; 'adamw' reaches in hundreds of steps what SGD needs thousands
-            for, because its rates do not depend on the scale of the features.
+        algorithm: Of the segmenter: 'sgd' as in the paper; 'adamw' reaches in hundreds of steps what SGD needs
+            thousands for, because its rates do not depend on the scale of the features.
         learning_rate: Initial rate of the backbone.
         head_multiplier: Factor of the classifier's rate over the backbone's.
         momentum: Of SGD, and beta 1 of AdamW.
@@ -161,6 +183,36 @@ class OptimiserConfig:
     power: float = 0.9
     warmup_steps: int = 0
     discriminator_learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        positive = ("learning_rate", "head_multiplier", "weight_decay", "power", "warmup_steps")
+        _refuse_out_of_range(
+            "optimiser",
+            self,
+            **dict.fromkeys((*positive, "discriminator_learning_rate"), (0, inf)),
+            momentum=(0, 0.9999),
+        )
+        if self.nesterov and self.algorithm == "sgd" and self.momentum == 0:
+            raise InputError("optimiser.nesterov: needs optimiser.momentum above 0")
+
+
+@dataclass(frozen=True)
+class WarmUpConfig:
+    """Training on the source alone, before step 1; both steps then start from its network, not from `network.weights`.
+
+    Rows that are not adapted (source only, target only, AdaBN) train for these steps and those of the schedule
+    together, at this rate, so that no row has seen fewer labelled images than another.
+
+    Args:
+        steps: Optimiser steps; 0: none, as in the paper.
+        learning_rate: Initial rate of the backbone.
+    """
+
+    steps: int = 0
+    learning_rate: float = 2.5e-4
+
+    def __post_init__(self) -> None:
+        _refuse_out_of_range("warm_up", self, steps=(0, inf), learning_rate=(0, inf))
 
 
 @dataclass(frozen=True)
@@ -187,6 +239,10 @@ class ScheduleConfig:
     log_every: int = 20
     workers: int = 2
 
+    def __post_init__(self) -> None:
+        _refuse_out_of_range("schedule", self, **dict.fromkeys(("steps", "evaluate_every", "save_every"), (0, inf)))
+        _refuse_out_of_range("schedule", self, **dict.fromkeys(("decay_steps", "last_k", "log_every"), (1, inf)))
+
 
 @dataclass(frozen=True)
 class PseudoLabelConfig:
@@ -205,6 +261,9 @@ class PseudoLabelConfig:
     override: Literal["fill", "literal", "off"] = "fill"
     model: Literal["last", "best"] = "last"
 
+    def __post_init__(self) -> None:
+        _refuse_out_of_range("pseudo_labels", self, quantile=(0, 1), cap=(0, 1))
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -220,6 +279,7 @@ class Experiment:
         loss: Weights of the losses.
         matching: Stuff-and-instance matching.
         optimiser: Learning rates.
+        warm_up: Training on the source alone that comes first.
         schedule: Steps and batch size.
         pseudo_labels: Labels of step 2.
         seed: Of every random choice.
@@ -234,6 +294,7 @@ class Experiment:
     loss: LossConfig = field(default_factory=LossConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     seed: int = 0

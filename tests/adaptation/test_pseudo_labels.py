@@ -15,6 +15,7 @@ from segadapt.adaptation.pseudo_labels import BINS, class_thresholds, label_imag
 from segadapt.config import NetworkConfig, PseudoLabelConfig
 from segadapt.data.label_spaces import STREETS11
 from segadapt.data.loading import EvaluationBatch
+from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.weights import build_network
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "ssl.npz")
@@ -67,8 +68,8 @@ def test_eq_11() -> None:
 
 
 @pytest.fixture
-def network() -> nn.Module:
-    network = build_network(NetworkConfig(backbone="efficientnet_lite0"), 11, 0).eval()
+def network() -> DeepLab:
+    network = build_network(NetworkConfig(backbone="efficientnet_lite0"), STREETS11, 0).eval()
     with torch.no_grad():  # far from the even predictions of a new classifier, so that confidences spread
         for branch in network.classifier.branches:
             branch.weight.mul_(20)
@@ -84,10 +85,10 @@ def batches_of(images: torch.Tensor) -> list[EvaluationBatch]:
     ]
 
 
-def test_both_passes_keep_what_the_exact_thresholds_keep(network: nn.Module, tmp_path: Path) -> None:
+def test_both_passes_keep_what_the_exact_thresholds_keep(network: DeepLab, tmp_path: Path) -> None:
     images = torch.randint(0, 256, (5, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     options = PseudoLabelConfig(quantile=0.5, cap=0.9)
-    report = label_images(network, STREETS11, iter(batches_of(images)), options, tmp_path)
+    report = label_images(network, iter(batches_of(images)), options, tmp_path)
 
     with torch.inference_mode():
         logits = network(network.normalisation(images)).logits

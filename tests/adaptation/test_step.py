@@ -1,11 +1,14 @@
 """The training step: what gets gradient, what each weight of zero leaves out, which images a row may see."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from segadapt.adaptation.procedure import row_of
 from segadapt.adaptation.step import (
@@ -22,7 +25,7 @@ from segadapt.data.label_spaces import STREETS11
 from segadapt.data.loading import Batch
 from segadapt.errors import InputError, NonFiniteLossError
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "maps_and_schedule.json").read_text())
+GOLDEN = Path(__file__).parent.parent / "golden"
 EXPERIMENT = Experiment(
     network=NetworkConfig("efficientnet_lite0", "random", batch_norm="source_target_separate"),
     loss=LossConfig(adversarial=0.1, matching=0.1),
@@ -140,7 +143,7 @@ def test_an_image_without_labels_costs_nothing_and_is_no_nan() -> None:
 
 
 def test_polynomial_decay_is_the_reference_one() -> None:
-    schedule = GOLDEN["lr_poly"]
+    schedule = json.loads((GOLDEN / "maps_and_schedule.json").read_text())["lr_poly"]
     for step, rate in zip(schedule["iters"], schedule["base_2p5em4"], strict=True):
         assert 2.5e-4 * learning_rate_factor(step, 250_000, 0.9, 0) == pytest.approx(rate, rel=1e-12)
 
@@ -151,10 +154,45 @@ def test_warmup_rises_to_the_decay() -> None:
     assert factors[9] == learning_rate_factor(9, 100, 0.9, 0)
 
 
-def test_the_discriminator_says_target_for_one() -> None:
-    sure_of_target = torch.full((1, 1, 2, 2), 9.0)
-    for gan in ("vanilla", "lsgan"):
-        assert domain_loss(sure_of_target, True, gan) < domain_loss(sure_of_target, False, gan)
+def test_the_losses_of_eqs_2_and_3_are_the_reference_ones() -> None:
+    golden = np.load(GOLDEN / "discriminator.npz")
+    judged = torch.from_numpy(golden["out"])
+    as_source = float(domain_loss(judged, is_target=False, gan="vanilla"))
+    as_target = float(domain_loss(judged, is_target=True, gan="vanilla"))
+    assert as_source == pytest.approx(float(golden["loss_as_source_0"]), rel=1e-6)
+    assert as_target == pytest.approx(float(golden["loss_as_target_1"]), rel=1e-6)
+    # the paper's sums over positions
+    assert as_source * judged.numel() == pytest.approx(float(golden["paper_eqn2_sum"]), rel=1e-6)
+    assert as_target * judged.numel() == pytest.approx(float(golden["paper_eqn3_target_sum"]), rel=1e-6)
+
+
+def test_lsgan_is_the_squared_distance_to_the_domain() -> None:
+    judged = torch.tensor([[[[0.5, -1.0]]]])
+    assert float(domain_loss(judged, False, "lsgan")) == pytest.approx((0.5**2 + 1.0**2) / 2)
+    assert float(domain_loss(judged, True, "lsgan")) == pytest.approx((0.5**2 + 2.0**2) / 2)
+
+
+def test_the_step_fools_with_eq_2_and_judges_with_both_halves_of_eq_3() -> None:
+    state = state_of(row_of(EXPERIMENT, "adversarial"))
+    for parameter in state.discriminator.parameters():
+        parameter.data.mul_(2)  # a new one answers 0 nearly everywhere
+    before = copy.deepcopy(state)
+    source, target = batch(0), batch(1, labelled=False)
+    report = adaptation_step(state, source, target)
+
+    def judged(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            logits = before.segmenter(before.segmenter.normalisation(images)).logits
+            full = functional.interpolate(logits, (48, 64), mode="bilinear", align_corners=True)
+            return before.discriminator(full.softmax(1))
+
+    # -log(1 - sigmoid(x)) = softplus(x) and -log(sigmoid(x)) = softplus(-x); source is 0, target is 1
+    on_source, on_target = judged(source.images), judged(target.images)
+    fooling = functional.softplus(on_target).mean()
+    halves = (functional.softplus(on_source).mean() + functional.softplus(-on_target).mean()) / 2
+    assert float(report["loss/adversarial"]) == pytest.approx(float(fooling), rel=1e-5)
+    assert float(report["loss/discriminator"]) == pytest.approx(float(halves), rel=1e-5)
+    assert abs(float(fooling) - float(halves)) > 0.01
 
 
 def test_a_loss_that_is_no_number_is_named_with_its_step() -> None:

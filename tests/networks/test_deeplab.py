@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from segadapt.config import NetworkConfig
+from segadapt.data.label_spaces import STREETS11
 from segadapt.networks.deeplab import ASPP_DILATIONS, Classifier, DeepLab, parameter_groups, set_batch_norm
 from segadapt.networks.normalisation import CENTRED_RGB
 
@@ -20,7 +21,7 @@ def images():
 def network():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return DeepLab(CONFIG, 5, CENTRED_RGB)
+        return DeepLab(CONFIG, STREETS11, CENTRED_RGB)
 
 
 def running_statistics(network):
@@ -61,7 +62,7 @@ def test_classify_is_the_classifier_on_a_map_of_one_pixel(branches):
 def test_output(network, images):
     features, logits = network(images)
     assert features.shape == (2, network.channels, 8, 12)
-    assert logits.shape == (2, network.num_classes, 8, 12)
+    assert logits.shape == (2, STREETS11.num_classes, 8, 12)
     pooled = features.mean((2, 3))
     torch.testing.assert_close(network.classify(pooled), network.classifier.classify(pooled))
 
@@ -108,7 +109,7 @@ def test_frozen_mode_is_evaluation_mode_whatever_train_says(network, images):
 
 
 def test_frozen_mode_of_the_configuration(images):
-    network = DeepLab(replace(CONFIG, batch_norm="frozen"), 5, CENTRED_RGB).train()
+    network = DeepLab(replace(CONFIG, batch_norm="frozen"), STREETS11, CENTRED_RGB).train()
     before = running_statistics(network)
     network(images)
     assert equal(before, running_statistics(network))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from segadapt.config import NetworkConfig
+from segadapt.data.label_spaces import CITYSCAPES
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.normalisation import IMAGENET_RGB
 from segadapt.networks.resnet import ResNet
@@ -16,7 +17,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "network_shapes.json
 def network():
     config = NetworkConfig(backbone="resnet101", weights="random", aspp_branches=2)
     with torch.device("meta"):
-        return DeepLab(config, 19, IMAGENET_RGB)
+        return DeepLab(config, CITYSCAPES, IMAGENET_RGB)
 
 
 @pytest.mark.parametrize("size", [(720, 1280), (512, 1024), (760, 1280), (1024, 2048)])

@@ -1,11 +1,14 @@
-"""A training run on disk: `model.safetensors`, which stands alone, and `train_state.pt`, which continues the run.
+"""The state of a training on disk, `train_state.pt`, from which the run continues; and files that are whole or absent.
 
-Files are written under another name, synced, then renamed: what is there is whole.
+`model.safetensors`, which stands alone, is written by `networks.weights`.
 """
 
 import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -14,14 +17,24 @@ from segadapt.errors import InputError
 STATE_FILE = "train_state.pt"
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in place of `path`: under another name, synced, then renamed, so what is there is whole."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save_state(run_dir: Path, state: dict[str, Any]) -> None:
     """Replace `run_dir/train_state.pt` by `state`, as a whole or not at all."""
-    temporary = run_dir / (STATE_FILE + ".part")
-    with temporary.open("wb") as file:
+    with whole_file(run_dir / STATE_FILE) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(run_dir / STATE_FILE)
 
 
 def load_state(run_dir: Path, device: torch.device) -> dict[str, Any] | None:
@@ -35,5 +48,5 @@ def load_state(run_dir: Path, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a readable training state; delete it to start this training again") from error

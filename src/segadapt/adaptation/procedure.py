@@ -1,11 +1,11 @@
 """The two-step procedure of section 4.3, and each single training of which it is made.
 
-In: an experiment. Out: one run folder: `config.yaml`, `metrics.jsonl`, `model.safetensors`, `train_state.pt`, `result.json`;
-the whole procedure leaves its first step beside them in `step1/`, and `pseudo_labels/`.
+In: an experiment. Out: one run folder: `config.yaml`, `metrics.jsonl`, `model.safetensors`, `best.safetensors`,
+`train_state.pt`, `result.json`; the whole procedure leaves its first step beside them in `step1/`, its labels in
+`pseudo_labels/`.
 """
 
 import json
-import math
 import platform
 import statistics
 import time
@@ -18,18 +18,20 @@ import torch
 import yaml
 
 import segadapt
+from segadapt.adaptation.checkpoints import load_state, whole_file
 from segadapt.adaptation.pseudo_labels import label_images
-from segadapt.adaptation.run_log import RunLog
+from segadapt.adaptation.run_log import Metrics, Terminal
 from segadapt.adaptation.step import adapts_to_target
 from segadapt.adaptation.trainer import new_state, train
-from segadapt.config import DataConfig, Experiment
+from segadapt.config import DataConfig, Experiment, PseudoLabelConfig, WarmUpConfig
 from segadapt.data.label_spaces import LabelSpace, common
-from segadapt.data.loading import Batch, EvaluationBatch, evaluation_batches, fingerprint, training_batches
+from segadapt.data.loading import Batch, evaluation_batches, fingerprint, training_batches
 from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import Evaluation, evaluate
 from segadapt.networks.weights import load_network, read_metadata, save_network
 
+CONFIG_FILE, RESULT_FILE = "config.yaml", "result.json"
 EVALUATION_BATCH = 4
 SOURCE, TARGET = 0, 1  # the two streams draw from different seeds
 
@@ -45,20 +47,50 @@ def row_of(experiment: Experiment, name: str) -> Experiment:
         InputError: another name.
     """
     loss, network = experiment.loss, experiment.network
-    nothing = replace(loss, adversarial=0.0, matching=0.0, target_segmentation=0.0)
-    # without target images the running statistics must be those of the source batches
-    own = replace(network, batch_norm="frozen" if network.batch_norm == "frozen" else "batch")
+    # without target images the running statistics must be those of the source batches; with a warm-up, 'frozen' means
+    # the statistics that it leaves, so that itself is not frozen
+    frozen = network.batch_norm == "frozen" and not experiment.warm_up.steps
+    unadapted = replace(
+        all_steps(experiment),
+        loss=replace(loss, adversarial=0.0, matching=0.0, target_segmentation=0.0),
+        network=replace(network, batch_norm="frozen" if frozen else "batch"),
+    )
     if name == "source_only":
-        return replace(experiment, loss=nothing, network=own)
+        return unadapted
     if name == "target_only":
-        return replace(experiment, loss=nothing, network=own, source=experiment.target)
+        return replace(unadapted, source=experiment.target)
     if name == "adabn":
-        return replace(experiment, loss=nothing, network=replace(network, batch_norm="source_target_separate"))
+        return replace(unadapted, network=replace(network, batch_norm="source_target_separate"))
     if name == "adversarial":
         return replace(experiment, loss=replace(loss, matching=0.0, target_segmentation=0.0))
     if name == "sim":
-        return replace(experiment, loss=replace(loss, target_segmentation=0.0))
+        # Eq. (11) belongs to step 2: without pseudo-labels there is nothing to override with
+        no_override = replace(experiment.pseudo_labels, override="off")
+        return replace(experiment, loss=replace(loss, target_segmentation=0.0), pseudo_labels=no_override)
     raise InputError(f"row {name!r} is none of source_only, adabn, adversarial, sim, target_only")
+
+
+def all_steps(experiment: Experiment) -> Experiment:
+    """One training as long as warm-up and adaptation together, at the warm-up's rate."""
+    if not experiment.warm_up.steps:
+        return experiment
+    steps = experiment.warm_up.steps + experiment.schedule.steps
+    return replace(
+        experiment,
+        schedule=replace(experiment.schedule, steps=steps, decay_steps=None),
+        optimiser=replace(experiment.optimiser, learning_rate=experiment.warm_up.learning_rate),
+        warm_up=WarmUpConfig(),
+    )
+
+
+def warm_up(experiment: Experiment, run_dir: Path, device: torch.device, terminal: Terminal) -> Experiment:
+    """Train on the source alone first, into `run_dir`; the experiment that starts from there has no warm-up left."""
+    if not experiment.warm_up.steps:
+        return experiment
+    nothing_after = replace(experiment, schedule=replace(experiment.schedule, steps=0))
+    run_training(row_of(nothing_after, "source_only"), run_dir, device, terminal, "warm-up")
+    weights = str(run_dir / "model.safetensors")
+    return replace(experiment, network=replace(experiment.network, weights=weights), warm_up=WarmUpConfig())
 
 
 def step2_of(experiment: Experiment) -> Experiment:
@@ -66,7 +98,7 @@ def step2_of(experiment: Experiment) -> Experiment:
     return replace(experiment, loss=replace(experiment.loss, matching=experiment.loss.matching_step2))
 
 
-def adapt(experiment: Experiment, run_dir: Path, device: torch.device, log: RunLog) -> dict[str, Any]:
+def adapt(experiment: Experiment, run_dir: Path, device: torch.device, terminal: Terminal) -> dict[str, Any]:
     """Step 1, pseudo-labels, step 2 from the initial weights, evaluation. A stopped call continues where it stood.
 
     Returns:
@@ -75,30 +107,28 @@ def adapt(experiment: Experiment, run_dir: Path, device: torch.device, log: RunL
     Raises:
         InputError: wrong input, or `run_dir` holds another experiment.
     """
+    experiment = warm_up(experiment, run_dir / "warm_up", device, terminal)
     step1_dir, labels_dir = run_dir / "step1", run_dir / "pseudo_labels"
-    step1 = run_training(row_of(experiment, "sim"), step1_dir, device, log, "step 1")
+    step1_experiment, step2_experiment = row_of(experiment, "sim"), step2_of(experiment)
+    options = experiment.pseudo_labels
+    # both are asked first, so that the folder of another experiment costs no step 1
+    finished_result(step1_dir, step1_experiment)
+    finished = finished_result(run_dir, step2_experiment)
+    if finished:
+        return finished
+    step1 = run_training(step1_experiment, step1_dir, device, terminal, "step 1")
     if not (labels_dir / "thresholds.json").exists():
-        model = "best.safetensors" if experiment.pseudo_labels.model == "best" else "model.safetensors"
-        pseudo_label(step1_dir / model, experiment.target, experiment, labels_dir, device, log)
-    return run_training(
-        step2_of(experiment),
-        run_dir,
-        device,
-        log,
-        "step 2",
-        labels_dir,
-        {
-            "step1": {"miou": step1["miou"], "seconds": step1["seconds"]},
-            "pseudo_labels_by": experiment.pseudo_labels.model,
-        },
-    )
+        model = step1_dir / ("best.safetensors" if options.model == "best" else "model.safetensors")
+        pseudo_label(model, experiment.target, options, experiment.schedule.workers, labels_dir, device, terminal)
+    notes = {"step1": {"miou": step1["miou"], "seconds": step1["seconds"]}, "pseudo_labels_by": options.model}
+    return run_training(step2_experiment, run_dir, device, terminal, "step 2", labels_dir, notes)
 
 
 def run_training(
     experiment: Experiment,
     run_dir: Path,
     device: torch.device,
-    log: RunLog,
+    terminal: Terminal,
     title: str,
     pseudo_labels: Path | None = None,
     notes: dict[str, Any] | None = None,
@@ -107,29 +137,34 @@ def run_training(
 
     Args:
         experiment: Losses, data and schedule of this training.
-        run_dir: The run folder.
+        run_dir: The run folder; nothing is written there before the input was found right.
         device: Where to train.
-        log: For the terminal; metrics go to a log of the run folder's own.
+        terminal: Shows progress.
         title: Of the progress bar.
         pseudo_labels: Folder of target labels for step 2.
         notes: Further entries of result.json.
+
+    Returns:
+        The content of `run_dir/result.json`.
+
+    Raises:
+        InputError: wrong input, or `run_dir` holds another experiment.
     """
-    claim(run_dir, experiment)
-    result_path = run_dir / "result.json"
-    if result_path.exists():
-        return json.loads(result_path.read_text())
+    finished = finished_result(run_dir, experiment)
+    if finished:
+        return finished
     started = time.perf_counter()
+    schedule = experiment.schedule
     uses_target = adapts_to_target(experiment.loss, experiment.network.batch_norm)
-    source = find_pairs(experiment.source, labelled=True)
-    target = find_pairs(experiment.target, labelled=False)
-    test = find_pairs(experiment.test, labelled=True)
+    source = find_domain("source", experiment.source, labelled=True)
+    target = find_domain("target", experiment.target, labelled=False)
+    test = find_domain("test", experiment.test, labelled=True)
     space = trained_space(experiment, source, target)
     left_out = [name for name in source.space.names if name not in space.names]
     if left_out:
-        log.say(f"trained on the {space.num_classes} classes in common; left out: {', '.join(left_out)}")
+        terminal.say(f"trained on the {space.num_classes} classes in common; left out: {', '.join(left_out)}")
 
     def stream(images: ImageSet, data: DataConfig, domain: int, step: int, labels: Path | None) -> Iterator[Batch]:
-        schedule = experiment.schedule
         return training_batches(
             images, space, data, experiment.augmentation, schedule.batch_size, experiment.seed, domain,
             schedule.workers, step * schedule.batch_size, labels,
@@ -142,61 +177,80 @@ def run_training(
         )
 
     state = new_state(experiment, space, device)
+    saved = load_state(run_dir, device)
+    if saved:
+        state.load_state_dict(saved)
+    streams(state.step)  # reads nothing yet, but refuses options that are out of range
     provenance = provenance_of(experiment, space, {"source": source, "target": target, "test": test})
-    best = -math.inf
 
     def evaluate_now() -> Evaluation:
-        nonlocal best
-        scores = evaluate(state.segmenter, test_batches(test, space, experiment.test), space)
-        if scores.miou > best:
-            best = scores.miou
-            save_network(run_dir / "best.safetensors", state.segmenter, space, {"provenance": json.dumps(provenance)})
-        return scores
+        return evaluate(
+            state.segmenter, evaluation_batches(test, space, experiment.test, EVALUATION_BATCH, schedule.workers)
+        )
 
-    with RunLog(run_dir) as metrics:
-        metrics.console = log.console
-        evaluations = train(state, experiment.schedule, streams, evaluate_now, run_dir, metrics, title)
-    save_network(run_dir / "model.safetensors", state.segmenter, space, {"provenance": json.dumps(provenance)})
+    def save_model(name: str) -> None:
+        extra = {"provenance": json.dumps(provenance), "input_size": json.dumps(experiment.test.size)}
+        save_network(run_dir / name, state.segmenter, extra)
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / CONFIG_FILE).write_text(config_text(experiment))
+    with Metrics(run_dir, state.step) as metrics:
+        evaluations = train(state, schedule, streams, evaluate_now, save_model, run_dir, metrics, terminal, title)
     result = {
-        **result_of(evaluations, experiment.schedule.last_k),
+        **result_of(evaluations, schedule.last_k),
         **provenance,
         "seconds": time.perf_counter() - started,
         **(notes or {}),
     }
-    result_path.write_text(json.dumps(result, indent=1))
+    with whole_file(run_dir / RESULT_FILE) as file:
+        file.write(json.dumps(result, indent=1).encode())
     return result
 
 
 def pseudo_label(
-    model: Path, data: DataConfig, experiment: Experiment, out: Path, device: torch.device, log: RunLog
+    model: Path,
+    data: DataConfig,
+    options: PseudoLabelConfig,
+    workers: int,
+    out: Path,
+    device: torch.device,
+    terminal: Terminal,
 ) -> None:
     """Label the images of `data` with the network in `model`, Eq. (9), into `out`."""
-    network = load_network(model).to(device)
+    network, data = load_network(model).to(device), at_size_of(model, data)
     images = find_pairs(data, labelled=False)
-    log.start_progress("pseudo-labels", 2 * len(images.images))
-    batches = evaluation_batches(images, network.label_space, data, EVALUATION_BATCH, experiment.schedule.workers)
-    label_images(network, network.label_space, batches, experiment.pseudo_labels, out, log.advance)
-    log.finish_progress()
+    terminal.start_progress("pseudo-labels", 2 * len(images))
+    batches = evaluation_batches(images, network.label_space, data, EVALUATION_BATCH, workers)
+    label_images(network, batches, options, out, terminal.advance)
+    terminal.finish_progress()
 
 
 def evaluate_model(model: Path, data: DataConfig, device: torch.device) -> dict[str, Any]:
     """Score a model file on labelled data: the scores of result.json with the provenance the file carries."""
-    network = load_network(model).to(device)
+    network, data = load_network(model).to(device), at_size_of(model, data)
     images = find_pairs(data, labelled=True)
-    space = network.label_space
-    scores = evaluate(network, test_batches(images, space, data), space)
+    scores = evaluate(network, evaluation_batches(images, network.label_space, data, EVALUATION_BATCH, workers=0))
     return {**scores.as_json(), **json.loads(read_metadata(model).get("provenance", "{}"))}
+
+
+def at_size_of(model: Path, data: DataConfig) -> DataConfig:
+    """`data` at the input size that the model was tested at, unless it names a size of its own."""
+    size = json.loads(read_metadata(model).get("input_size", "null"))
+    return replace(data, size=tuple(size)) if size and data.size is None else data
+
+
+def find_domain(name: str, data: DataConfig, labelled: bool) -> ImageSet:
+    """`find_pairs`, whose errors say which domain they are about."""
+    try:
+        return find_pairs(data, labelled)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def trained_space(experiment: Experiment, source: ImageSet, target: ImageSet) -> LabelSpace:
     """The classes source and target have in common, or those of them that the experiment names."""
     space = common(source.space, target.space)
     return space.restrict(experiment.classes) if experiment.classes else space
-
-
-def test_batches(images: ImageSet, space: LabelSpace, data: DataConfig, workers: int = 0) -> Iterator[EvaluationBatch]:
-    """Each labelled image once, in order."""
-    return evaluation_batches(images, space, data, EVALUATION_BATCH, workers)
 
 
 def result_of(evaluations: list[tuple[int, Evaluation]], last_k: int) -> dict[str, Any]:
@@ -226,24 +280,27 @@ def provenance_of(experiment: Experiment, space: LabelSpace, sets: dict[str, Ima
             "python": platform.python_version(),
         },
         "data": {
-            name: {"name": images.name, "images": len(images.images), "fingerprint": fingerprint(images)}
+            name: {"name": images.name, "images": len(images), "fingerprint": fingerprint(images)}
             for name, images in sets.items()
         },
     }
 
 
-def claim(run_dir: Path, experiment: Experiment) -> None:
-    """Make `run_dir` the folder of this experiment.
+def finished_result(run_dir: Path, experiment: Experiment) -> dict[str, Any] | None:
+    """What the result.json of a finished run says; None where `run_dir` is new or its run is not finished.
 
     Raises:
-        InputError: it holds another one.
+        InputError: `run_dir` holds another experiment.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "config.yaml"
-    text = yaml.safe_dump(plain(asdict(experiment)), sort_keys=False)
-    if path.exists() and path.read_text() != text:
+    config, result = run_dir / CONFIG_FILE, run_dir / RESULT_FILE
+    if config.exists() and config.read_text() != config_text(experiment):
         raise InputError(f"{run_dir} holds a run with another configuration (config.yaml); choose another --run_dir")
-    path.write_text(text)
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def config_text(experiment: Experiment) -> str:
+    """The content of config.yaml."""
+    return yaml.safe_dump(plain(asdict(experiment)), sort_keys=False)
 
 
 def plain(value: Any) -> Any:

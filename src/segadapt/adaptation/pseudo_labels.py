@@ -1,8 +1,8 @@
 """Pseudo-labels for step 2: Eq. (9) in constant memory, and Eq. (11).
 
-In: a network and the unlabelled target images. Out: a folder of 8-bit PNGs at the network's input size, 255 = don't care,
-and the thresholds. Two passes: the first writes each image's most likely labels and its confidences and counts the
-confidences of each class in a histogram; the second applies the thresholds that the histogram gives.
+In: a network and the unlabelled target images. Out: a folder of 8-bit PNGs at the network's input size, 255 = don't
+care, and the thresholds. Two passes: the first writes each image's most likely labels and its confidences and counts
+the confidences of each class in a histogram; the second applies the thresholds that the histogram gives.
 """
 
 import json
@@ -18,12 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from segadapt.config import PseudoLabelConfig
-from segadapt.data.label_spaces import LabelSpace
+from segadapt.data.label_spaces import IGNORE
 from segadapt.data.loading import EvaluationBatch
 from segadapt.evaluation.evaluate import predict_logits
 from segadapt.networks.deeplab import DeepLab
 
-IGNORE = 255
 BINS = 1 << 16  # a confidence is kept as one of 65,536 steps: the threshold is exact to half a step
 
 
@@ -87,7 +86,7 @@ def override(predicted: Int[Tensor, "*size"], pseudo: Int[Tensor, "*size"], mode
 def confident_prediction(
     logits: Float[Tensor, "N h w"], size: tuple[int, int]
 ) -> tuple[UInt8[Tensor, "H W"], Float[Tensor, "H W"]]:
-    """Most likely class and its softmax probability at `size`; softmax comes before upsampling, as in the authors' code."""
+    """Most likely class and its probability at `size`; softmax comes before upsampling, as in the authors' code."""
     probabilities = F.interpolate(logits.softmax(0)[None], size=size, mode="bilinear", align_corners=True)[0]
     confidence, labels = probabilities.max(0)
     return labels.to(torch.uint8), confidence
@@ -101,7 +100,6 @@ def quantise(confidence: Float[Tensor, "H W"]) -> UInt16[np.ndarray, "H W"]:
 @torch.inference_mode()
 def label_images(
     network: DeepLab,
-    space: LabelSpace,
     batches: Iterator[EvaluationBatch],
     options: PseudoLabelConfig,
     out: Path,
@@ -113,14 +111,13 @@ def label_images(
 
     Args:
         network: The model of step 1.
-        space: The classes it predicts.
         batches: Target images at the network's input size, each once.
         options: Quantile and cap.
         out: Folder, made if missing; `thresholds.json` is written last and marks it complete.
         progress: Called after each image of each pass.
     """
     network.eval()
-    names = space.names
+    names = network.label_space.names
     histogram = np.zeros((len(names), BINS), dtype=np.int64)
     written: list[Path] = []
     for batch in batches:
@@ -128,7 +125,7 @@ def label_images(
         for logits, name in zip(predict_logits(network, batch.images), batch.names, strict=True):
             labels, confidence = confident_prediction(logits, size)
             classes, bins = labels.cpu().numpy(), quantise(confidence)
-            # bincount over the pixels' own bins alone would need N * 65,536 counters an image; add.at touches what is met
+            # bincount would need N * 65,536 counters an image; add.at touches only those that are met
             np.add.at(histogram, (classes.ravel(), bins.ravel()), 1)
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""What a training run says while it runs: `metrics.jsonl`, TensorBoard when it is installed, a progress bar.
+"""What a run says: to the person who watches, and into `metrics.jsonl` (and TensorBoard where it is installed).
 
-In: nested dictionaries of numbers with a step. Out: one JSON line each, the same scalars for TensorBoard, and the terminal.
+In: nested dictionaries of numbers with a step. Out: one JSON line each, the same scalars for TensorBoard; a bar.
 """
 
 import json
@@ -19,44 +19,28 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from segadapt.adaptation.checkpoints import whole_file
+
 try:
     from torch.utils.tensorboard import SummaryWriter
 except ImportError:  # the extra [tensorboard] is not installed
     SummaryWriter = None
 
 
-class RunLog:
-    """Writes one run folder's metrics and shows progress on standard error (plain lines when it is no terminal).
+class Terminal:
+    """Messages and progress on standard error; plain lines where that is no terminal."""
 
-    Args:
-        run_dir: Folder that gets `metrics.jsonl` (continued if it exists) and `tensorboard/`.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard")) if SummaryWriter else None
+    def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
 
-    def __enter__(self) -> "RunLog":
+    def __enter__(self) -> "Terminal":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.finish_progress()
-        self.file.close()
-        if self.board:
-            self.board.close()
-
-    def metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Write one line: {"step": step, **values}; nested dictionaries stay nested, for TensorBoard they are joined by '/'."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
-        if self.board:
-            for name, value in flatten(values).items():
-                self.board.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
@@ -80,18 +64,71 @@ class RunLog:
         self.bar.add_task(title, total=total, completed=done, note="")
         self.bar.start()
 
-    def advance(self, note: str | None = None) -> None:
+    def advance(self, note: str = "") -> None:
         """One unit of work done; `note` is shown beside the bar."""
         if self.bar:
-            self.bar.advance(self.bar.task_ids[0])
-            if note is not None:
-                self.bar.update(self.bar.task_ids[0], note=note)
+            self.bar.update(self.bar.task_ids[0], advance=1, note=note)
 
     def finish_progress(self) -> None:
         """Close the current bar."""
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+
+class Metrics:
+    """The metrics of one training, as `metrics.jsonl` and, with TensorBoard installed, `tensorboard/`.
+
+    A run that stopped some steps after its last checkpoint makes these steps again, so their lines are dropped first.
+
+    Args:
+        run_dir: Folder of the training; it exists.
+        step: Steps the training has behind it; lines of later steps are dropped.
+
+    Attributes:
+        earlier: The lines that were kept.
+    """
+
+    def __init__(self, run_dir: Path, step: int = 0) -> None:
+        path = run_dir / "metrics.jsonl"
+        self.earlier = lines_until(path, step)
+        with whole_file(path) as file:
+            file.writelines(json.dumps(line).encode() + b"\n" for line in self.earlier)
+        self.file = path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1) if SummaryWriter else None
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line {"step": step, **values}; nested dictionaries stay nested; for TensorBoard '/' joins them."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        if self.board:
+            for name, value in flatten(values).items():
+                self.board.add_scalar(name, value, step)
+
+
+def lines_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl up to a step, without the half line that a crash may leave; none without a file."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if line["step"] <= step:
+            lines.append(line)
+    return lines
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The one training step of the method, Eqs. (12) and (13), in the order of the equations.
 
-In: a `TrainState`, a labelled source batch, a target batch. Out: the state moved on by one optimiser step, and every loss
-and count of the step. Step 1 and step 2 of the paper are this same function: in step 2 the target batch carries
+In: a `TrainState`, a labelled source batch, a target batch. Out: the state moved on by one optimiser step, and every
+loss and count of the step. Step 1 and step 2 of the paper are this same function: in step 2 the target batch carries
 pseudo-labels. Source only, adversarial, AdaBN and target only are weights of zero and other batches, not other code.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segadapt.adaptation.pseudo_labels import override
 from segadapt.config import LossConfig, MatchingConfig, OptimiserConfig
-from segadapt.data.label_spaces import LabelSpace
+from segadapt.data.label_spaces import IGNORE
 from segadapt.data.loading import Batch
 from segadapt.matching import (
     FeatureBank,
@@ -29,14 +29,11 @@ from segadapt.matching.losses import matched
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.discriminator import Discriminator
 
-IGNORE = 255
-
 
 @dataclass
 class TrainState:
     """Everything that a training step changes, with the settings it reads; one state dict holds all that changes."""
 
-    space: LabelSpace
     segmenter: DeepLab
     discriminator: Discriminator
     bank: FeatureBank
@@ -72,7 +69,7 @@ class TrainState:
 
 
 def adapts_to_target(loss: LossConfig, batch_norm: str) -> bool:
-    """Whether the step looks at target images at all; a source-only network must never see one, not even to normalise."""
+    """Whether the step looks at target images; a source-only network must never see one, not even to normalise."""
     return (
         loss.adversarial > 0
         or loss.matching > 0
@@ -130,7 +127,9 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     target_logits = None
     if target is not None:
         segmenter.update_running_statistics(True)
-        with segmenter_autocast:
+        has_loss = adversarial or matches or weights.target_segmentation > 0
+        # AdaBN alone has no loss on the target: its forward pass, which moves the statistics, is the adaptation
+        with segmenter_autocast, torch.set_grad_enabled(has_loss):
             target_output = segmenter(segmenter.normalisation(target.images.to(state.device)))
         target_labels = target.labels.to(state.device)
         target_logits = upsample(target_output.logits, target_labels)
@@ -166,7 +165,7 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
             report["loss/target_segmentation"] = cross_entropy(target_logits, target_labels)
             objective = objective + weights.target_segmentation * report["loss/target_segmentation"]
 
-        if objective.requires_grad:  # AdaBN alone has no loss on the target: its forward pass is the adaptation
+        if has_loss:
             objective.backward()
     state.segmenter_optimiser.step()
 
@@ -199,7 +198,7 @@ def cross_entropy(logits: Float[Tensor, "B N H W"], labels: Int[Tensor, "B H W"]
 
 
 def domain_loss(judged: Float[Tensor, "B 1 h w"], is_target: bool, gan: str) -> Float[Tensor, ""]:
-    """Eqs. (2), (3): how badly the discriminator's output says `is_target` (source 0, target 1), mean over positions."""
+    """Eqs. (2), (3): how badly the discriminator's output says `is_target` (source 0, target 1), mean of positions."""
     wanted = torch.full_like(judged, float(is_target))
     if gan == "lsgan":
         return F.mse_loss(judged, wanted)
@@ -208,8 +207,8 @@ def domain_loss(judged: Float[Tensor, "B 1 h w"], is_target: bool, gan: str) -> 
 
 def find_regions(features: Float[Tensor, "B C h w"], labels: Int[Tensor, "B h w"], state: TrainState) -> Regions:
     """Stuff classes and thing instances of a batch with their mean features, Eqs. (5) and (7)."""
-    matching = state.matching
-    return region_means(features, labels, state.space, matching.max_instances, matching.connectivity, matching.min_area)
+    space, matching = state.segmenter.label_space, state.matching
+    return region_means(features, labels, space, matching.max_instances, matching.connectivity, matching.min_area)
 
 
 def agrees(segmenter: DeepLab, regions: Regions) -> Tensor:
@@ -228,8 +227,8 @@ def may_match(segmenter: DeepLab, regions: Regions, matching: MatchingConfig) ->
     return agrees(segmenter, regions) | ~asked
 
 
-def set_learning_rates(state: TrainState) -> dict[str, float]:
-    """Put the schedule's rates of this step into both optimisers and return them."""
+def set_learning_rates(state: TrainState) -> None:
+    """Put the schedule's rates of this step into both optimisers."""
     options = state.optimiser
     factor = learning_rate_factor(state.step, state.decay_steps, options.power, options.warmup_steps)
     backbone, head = state.segmenter_optimiser.param_groups
@@ -237,7 +236,6 @@ def set_learning_rates(state: TrainState) -> dict[str, float]:
     head["lr"] = backbone["lr"] * options.head_multiplier
     (group,) = state.discriminator_optimiser.param_groups
     group["lr"] = options.discriminator_learning_rate * factor
-    return {"backbone": backbone["lr"], "head": head["lr"], "discriminator": group["lr"]}
 
 
 def learning_rates(state: TrainState) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """A training: the adaptation step, repeated; around it everything periodic (evaluate, log, save).
 
-In: an experiment whose losses are already those of the step of the procedure, two endless streams. Out: the trained state
-and the evaluations met on the way.
+In: an experiment whose losses are already those of the step of the procedure, two endless streams. Out: the trained
+state and the evaluations met on the way.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from segadapt.adaptation import checkpoints
-from segadapt.adaptation.run_log import RunLog
+from segadapt.adaptation.run_log import Metrics, Terminal
 from segadapt.adaptation.step import TrainState, adaptation_step, learning_rates
 from segadapt.config import Experiment, OptimiserConfig, ScheduleConfig
 from segadapt.data.label_spaces import LabelSpace
@@ -31,14 +31,12 @@ from segadapt.networks.weights import build_network
 
 def new_state(experiment: Experiment, space: LabelSpace, device: torch.device) -> TrainState:
     """The state before the first step: initial weights, a new discriminator, empty banks; a function of the seed."""
-    segmenter = build_network(experiment.network, space.num_classes, experiment.seed)
-    segmenter = segmenter.to(device, memory_format=torch.channels_last)  # the faster layout on CPU and GPU
+    segmenter = build_network(experiment.network, space, experiment.seed).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         discriminator = Discriminator(space.num_classes).to(device)
     matching, options = experiment.matching, experiment.optimiser
     return TrainState(
-        space=space,
         segmenter=segmenter,
         discriminator=discriminator,
         bank=FeatureBank(space, segmenter.channels, matching.stuff_size, matching.thing_size).to(device),
@@ -68,19 +66,23 @@ def train(
     schedule: ScheduleConfig,
     streams: Callable[[int], tuple[Iterator[Batch], Iterator[Batch] | None]],
     evaluate: Callable[[], Evaluation],
+    save_model: Callable[[str], None],
     run_dir: Path,
-    log: RunLog,
+    metrics: Metrics,
+    terminal: Terminal,
     title: str,
 ) -> list[tuple[int, Evaluation]]:
     """Train `state` up to `schedule.steps`, from wherever it stands.
 
     Args:
-        state: Changed in place; a saved state of `run_dir` is loaded first.
+        state: Changed in place.
         schedule: Steps, batch size and periods.
         streams: Source and target batches from a given step on; no target stream for a source-only network.
         evaluate: Scores the segmenter as it is.
-        run_dir: Where checkpoints go.
-        log: Where metrics go.
+        save_model: Keeps the segmenter as it is under a file name: `best.safetensors`, `model.safetensors`.
+        run_dir: Where the training state is saved.
+        metrics: Of this training; evaluations before `state.step` are taken from it.
+        terminal: Shows progress.
         title: Of the progress bar.
 
     Returns:
@@ -89,14 +91,18 @@ def train(
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays as it was.
     """
-    saved = checkpoints.load_state(run_dir, state.device)
-    if saved:
-        state.load_state_dict(saved)
-    evaluations: list[tuple[int, Evaluation]] = []
+    evaluations = [(line["step"], Evaluation(**line["evaluation"])) for line in metrics.earlier if "evaluation" in line]
+
+    def evaluate_now() -> None:
+        scores = evaluate()
+        if scores.miou > max((earlier.miou for _, earlier in evaluations), default=-math.inf):
+            save_model("best.safetensors")
+        evaluations.append((state.step, scores))
+        metrics.write(state.step, {"evaluation": scores.as_json()})
+
     source_stream, target_stream = streams(state.step)
-    log.start_progress(title, schedule.steps, state.step)
+    terminal.start_progress(title, schedule.steps, state.step)
     clock, clock_step = time.perf_counter(), state.step
-    best = -math.inf
     while state.step < schedule.steps:
         report = adaptation_step(state, next(source_stream), next(target_stream) if target_stream is not None else None)
         refuse_non_finite(report, state.step)
@@ -105,18 +111,19 @@ def train(
             seconds = time.perf_counter() - clock
             domains = 1 if target_stream is None else 2
             rate = (state.step - clock_step) * schedule.batch_size * domains / max(seconds, 1e-9)
-            log.metrics(state.step, line_of(state, report, rate))
+            metrics.write(state.step, line_of(state, report, rate))
             clock, clock_step = time.perf_counter(), state.step
-        log.advance(f"loss {float(report['loss/segmentation']):.3f}")
-        if schedule.save_every and state.step % schedule.save_every == 0:
+        terminal.advance(f"loss {float(report['loss/segmentation']):.3f}")
+        if not last and schedule.evaluate_every and state.step % schedule.evaluate_every == 0:
+            evaluate_now()
+            clock, clock_step = time.perf_counter(), state.step
+        if not last and schedule.save_every and state.step % schedule.save_every == 0:
             checkpoints.save_state(run_dir, state.state_dict())
-        if last or (schedule.evaluate_every and state.step % schedule.evaluate_every == 0):
-            evaluations.append((state.step, evaluate()))
-            log.metrics(state.step, {"evaluation": evaluations[-1][1].as_json()})
-            if evaluations[-1][1].miou > best:
-                best = evaluations[-1][1].miou
+    if not evaluations or evaluations[-1][0] < state.step:
+        evaluate_now()
+    save_model("model.safetensors")
     checkpoints.save_state(run_dir, state.state_dict())
-    log.finish_progress()
+    terminal.finish_progress()
     return evaluations
 
 
@@ -136,7 +143,7 @@ def refuse_non_finite(report: dict[str, Tensor], step: int) -> None:
 
 def line_of(state: TrainState, report: dict[str, Tensor], images_per_second: float) -> dict[str, Any]:
     """One line of metrics.jsonl."""
-    names = state.space.names
+    names = state.segmenter.label_space.names
     return {
         **{name: float(value) for name, value in report.items()},
         "bank_fill": dict(zip(names, state.bank.filled.tolist(), strict=True)),

@@ -1,7 +1,7 @@
 """Score a network on a labelled set, as docs/method.md says.
 
-In: a network in eval mode and a stream of images with labels of any size. Out: an `Evaluation`: IoU a class, mIoU, subset
-scores. Logits go bilinearly (align_corners) to the labels' own size; no test-time augmentation.
+In: a network and a stream of images with labels of any size. Out: an `Evaluation`: IoU a class, mIoU, subset scores.
+Logits go bilinearly (align_corners) to the labels' own size; no test-time augmentation.
 """
 
 from collections.abc import Iterable
@@ -46,15 +46,14 @@ def predict_labels(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> Int
 
 
 @torch.inference_mode()
-def evaluate(network: DeepLab, batches: Iterable[EvaluationBatch], space: LabelSpace) -> Evaluation:
+def evaluate(network: DeepLab, batches: Iterable[EvaluationBatch]) -> Evaluation:
     """Evaluate `network` (put into eval mode, and back) over all `batches`.
 
     Args:
-        network: Predicts the classes of `space`.
-        batches: Images at the network's input size, labels at their own.
-        space: The classes, and the subsets to report.
+        network: Its label space says which classes and subsets are scored.
+        batches: Images at the network's input size, labels of its classes at their own.
     """
-    was_training = network.training
+    space, was_training = network.label_space, network.training
     network.eval()
     matrix = ConfusionMatrix(space.num_classes, device=next(network.parameters()).device)
     images = 0

@@ -1,6 +1,6 @@
 """Intersection over union from one confusion matrix.
 
-In: predicted and true train ids. Out: IoU a class and its mean over all classes or a named subset (19, 16 or 13 classes).
+In: predicted and true train ids. Out: IoU a class and its mean over all classes or a subset (19, 16 or 13 classes).
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class ConfusionMatrix:
         labels = labels.to(self.counts.device)
         counted = (labels >= 0) & (labels < n)
         labels, predicted = labels[counted], predicted.to(self.counts.device)[counted]
-        if predicted.numel() and not (0 <= int(predicted.min()) and int(predicted.max()) < n):
+        if predicted.numel() and (int(predicted.min()) < 0 or int(predicted.max()) >= n):
             raise ValueError(f"a predicted class lies outside 0..{n - 1}")
         # int32 holds n * n for any real class list and halves the memory that bincount reads
         pairs = labels.to(torch.int32) * n + predicted.to(torch.int32)

@@ -13,7 +13,7 @@ nothing else.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from segadapt.config import BatchNorm, NetworkConfig
+from segadapt.data.label_spaces import LabelSpace
 from segadapt.errors import InputError
 from segadapt.networks.efficientnet_lite import EfficientNetLite0
 from segadapt.networks.normalisation import Normalisation
 from segadapt.networks.resnet import ResNet
 from segadapt.networks.vgg import VGG16
-
-if TYPE_CHECKING:
-    from segadapt.data.label_spaces import LabelSpace
 
 ASPP_DILATIONS = (6, 12, 18, 24)
 
@@ -82,20 +80,18 @@ class DeepLab(nn.Module):
 
     Args:
         config: Backbone, branches and batch norm; `weights` is not read here (`weights.build_network` does).
-        num_classes: Channels of the logits.
+        label_space: The classes; the logits have a channel for each.
         normalisation: Of the images, as the weights want it.
 
     Attributes:
         channels: Channels of the features.
-        label_space: Meaning of the classes; set by `weights.load_network`.
     """
 
-    def __init__(self, config: NetworkConfig, num_classes: int, normalisation: Normalisation) -> None:
+    def __init__(self, config: NetworkConfig, label_space: LabelSpace, normalisation: Normalisation) -> None:
         super().__init__()
         self.config = config
-        self.num_classes = num_classes
+        self.label_space = label_space
         self.normalisation = normalisation
-        self.label_space: LabelSpace | None = None
         match config.backbone:
             case "resnet50":
                 self.backbone = ResNet(50)
@@ -108,12 +104,13 @@ class DeepLab(nn.Module):
             case _:
                 raise InputError(f"there is no backbone {config.backbone!r}")
         self.channels = self.backbone.channels
-        self.classifier = Classifier(self.channels, num_classes, config.aspp_branches)
+        self.classifier = Classifier(self.channels, label_space.num_classes, config.aspp_branches)
         set_batch_norm(self, config.batch_norm)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> SegmentationOutput:
         """Returns features and logits of normalised images."""
-        features = self.backbone(images)
+        # Depthwise convolutions, and all of them on a GPU, are faster in this layout, and it lasts through the network.
+        features = self.backbone(images.contiguous(memory_format=torch.channels_last))
         return SegmentationOutput(features, self.classifier(features))
 
     def classify(self, features: Float[Tensor, "R C"]) -> Float[Tensor, "R N"]:

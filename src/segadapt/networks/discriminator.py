@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from segadapt.errors import InputError
+
 
 class Discriminator(nn.Module):
     """Five 4x4 convolutions of stride 2, LeakyReLU(0.2) between them, no normalisation.
@@ -25,7 +27,14 @@ class Discriminator(nn.Module):
         self.classifier = nn.Conv2d(512, 1, 4, stride=2, padding=1)
 
     def forward(self, probabilities: Float[Tensor, "B N H W"]) -> Float[Tensor, "B 1 h w"]:
-        """Returns logits of 'target' for patches, H // 32 x W // 32 of them; 32x32 is the smallest input."""
+        """Returns logits of 'target' for patches, H // 32 x W // 32 of them.
+
+        Raises:
+            InputError: The maps are smaller than 32x32.
+        """
+        height, width = probabilities.shape[-2:]
+        if min(height, width) < 32:
+            raise InputError(f"size: {height}x{width} is too small for the discriminator; use 32x32 or more")
         values = probabilities
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
             values = F.leaky_relu(convolution(values), 0.2, inplace=True)

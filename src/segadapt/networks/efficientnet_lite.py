@@ -15,7 +15,6 @@ Trains fastest at heights and widths that are multiples of 32 (see `_split`); al
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -153,8 +152,6 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 320 h w"]:
         """Returns features of size ceil(H / 8) x ceil(W / 8)."""
-        # Depthwise convolutions are faster in this layout, and it lasts through the network.
-        images = images.contiguous(memory_format=torch.channels_last)
         features = F.relu6(self._bn0(self._conv_stem(images)), inplace=True)
         height, width = (-(-n // 8) for n in images.shape[-2:])
         phases = 1

@@ -21,7 +21,7 @@ from torch import Tensor
 from segadapt.config import NetworkConfig
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.errors import InputError
-from segadapt.networks.deeplab import DeepLab
+from segadapt.networks.deeplab import DeepLab, set_batch_norm
 from segadapt.networks.normalisation import CENTRED_RGB, IMAGENET_RGB, Normalisation
 
 FORMAT_VERSION = "1"
@@ -34,8 +34,8 @@ _TORCHVISION_FILES = {
 }
 
 
-def build_network(config: NetworkConfig, num_classes: int, seed: int) -> DeepLab:
-    """Returns the network of `config`, on the CPU and in training mode, with its initial weights.
+def build_network(config: NetworkConfig, label_space: LabelSpace, seed: int) -> DeepLab:
+    """Returns a network for the classes of `label_space` with its initial weights, on the CPU and in training mode.
 
     What no file provides is drawn from `seed`; the global random state stays as it was.
 
@@ -43,39 +43,61 @@ def build_network(config: NetworkConfig, num_classes: int, seed: int) -> DeepLab
         InputError: The weights are not at hand, or do not fit the backbone.
     """
     path = _imagenet_file(config.backbone) if config.weights == "imagenet" else Path(config.weights)
+    if _is_saved_network(path):
+        return _restart(load_network(path), config, label_space, path)
     state = None if config.weights == "random" else _read_state_dict(path)
     normalisation = CENTRED_RGB if config.backbone == "efficientnet_lite0" else IMAGENET_RGB
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed every GPU as well.
         torch.default_generator.manual_seed(seed)
-        network = DeepLab(config, num_classes, normalisation)
+        network = DeepLab(config, label_space, normalisation)
     if state is not None:
         _load(network.backbone, network.backbone.from_classification(state), path)
     return network
 
 
-def save_network(path: str | Path, network: DeepLab, space: LabelSpace, extra: Mapping[str, str] | None = None) -> None:
+def _restart(saved: DeepLab, config: NetworkConfig, label_space: LabelSpace, path: Path) -> DeepLab:
+    """A saved network, classifier and all, as the start of another training."""
+    if saved.label_space.names != label_space.names:
+        raise InputError(
+            f"network.weights: {path} was trained on the classes {', '.join(saved.label_space.names)}, "
+            f"this training is on {', '.join(label_space.names)}"
+        )
+    if (saved.config.backbone, saved.config.aspp_branches) != (config.backbone, config.aspp_branches):
+        raise InputError(
+            f"network.weights: {path} holds {saved.config.backbone} with {saved.config.aspp_branches} branches, "
+            f"not {config.backbone} with {config.aspp_branches}"
+        )
+    saved.config = config
+    set_batch_norm(saved, config.batch_norm)
+    return saved.train()
+
+
+def _is_saved_network(path: Path) -> bool:
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "format_version" in (file.metadata() or {})
+    except SafetensorError:
+        return False  # reading it as a state dict says what is wrong
+
+
+def save_network(path: str | Path, network: DeepLab, extra: Mapping[str, str] | None = None) -> None:
     """Writes `network` to one file, whole or not at all.
 
     Args:
         path: Of the file; an existing one is replaced.
-        network: Whose weights, configuration and normalisation are kept.
-        space: Meaning of its classes.
+        network: Whose weights, classes, configuration and normalisation are kept.
         extra: Further metadata (where the weights come from, say); the format's own keys win.
-
-    Raises:
-        InputError: `space` has another number of classes than the network.
     """
-    if space.num_classes != network.num_classes:
-        raise InputError(f"{space.num_classes} classes in the label space, {network.num_classes} in the network")
     path = Path(path)
     metadata = {
         **(extra or {}),
         "format_version": FORMAT_VERSION,
-        "label_space": space.to_yaml(),
+        "label_space": network.label_space.to_yaml(),
         "network": json.dumps(asdict(network.config)),
         "normalisation": json.dumps(asdict(network.normalisation)),
-        "num_classes": str(network.num_classes),
     }
     # Contiguous, because a network in channels-last layout has strides that safetensors refuses.
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -103,7 +125,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file ({error})") from None
-    ours = ("format_version", "label_space", "network", "normalisation", "num_classes")
+    ours = ("format_version", "label_space", "network", "normalisation")
     missing = [key for key in ours if key not in metadata]
     if missing:
         raise InputError(f"{path} is no network saved by segadapt: its metadata lack {', '.join(missing)}")
@@ -115,23 +137,23 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def load_network(path: str | Path) -> DeepLab:
-    """Returns the network that `save_network` wrote, on the CPU, in evaluation mode, with its `label_space`.
+    """Returns the network that `save_network` wrote, on the CPU, in evaluation mode.
 
     Raises:
         InputError: The file is absent, not one of ours, or its tensors do not fit its own description.
     """
     path = Path(path)
     metadata = read_metadata(path)
+    label_space = LabelSpace.from_yaml_text(metadata["label_space"], str(path))
     try:
         config = NetworkConfig(**json.loads(metadata["network"]))
         colours = json.loads(metadata["normalisation"])
         normalisation = Normalisation(tuple(colours["mean"]), tuple(colours["std"]), colours["bgr"])
         # On the meta device nothing is drawn; the tensors of the file then fill the memory.
         with torch.device("meta"):
-            network = DeepLab(config, int(metadata["num_classes"]), normalisation)
+            network = DeepLab(config, label_space, normalisation)
     except (ValueError, TypeError, KeyError, InputError) as error:
         raise InputError(f"{path}: its metadata cannot be read ({error})") from None
-    network.label_space = LabelSpace.from_yaml_text(metadata["label_space"], str(path))
     network.to_empty(device="cpu")
     _load(network, load_file(path), path)
     return network.eval()

@@ -5,7 +5,6 @@ finished run is read, not trained again; the row `sim` is the first step of `sim
 """
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +15,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from segadapt.adaptation.procedure import adapt, row_of, run_training
-from segadapt.adaptation.run_log import RunLog
+from segadapt.adaptation.procedure import adapt, row_of, run_training, warm_up
+from segadapt.adaptation.run_log import Terminal
 from segadapt.config import Experiment
+from segadapt.errors import InputError
 from segadapt.output.pictures import save_comparison
 
 TITLES = {
@@ -44,16 +44,22 @@ def ablate(
         device: Where to train.
 
     Returns:
-        The content of `run_dir/table.json`: for each row name, miou and miou_std (percent, over seeds; the deviation of one
-        seed is null), the mIoU of each seed, seconds (a seed's mean).
+        The content of `run_dir/table.json`: for each row name, miou and miou_std (percent, over seeds; the deviation of
+        one seed is null), the mIoU of each seed, seconds (a seed's mean).
+
+    Raises:
+        InputError: wrong input, or a row or seed that stands twice.
     """
+    for option, values in (("seeds", seeds), ("rows", rows)):
+        if len(set(values)) < len(values):
+            raise InputError(f"{option}: {list(values)} holds a value twice")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
-    with RunLog(run_dir) as log:
+    with Terminal() as terminal:
         for seed in seeds:
             for name in sorted(rows, key=tuple(TITLES).index):
                 seeded = replace(experiment, seed=seed)
-                results[name].append(run_row(seeded, name, run_dir, device, log, "sim_ssl" in rows))
-                log.say(f"{TITLES[name]}, seed {seed}: mIoU {results[name][-1]['miou']:.1f}")
+                results[name].append(run_row(seeded, name, run_dir, device, terminal, "sim_ssl" in rows))
+                terminal.say(f"{TITLES[name]}, seed {seed}: mIoU {results[name][-1]['miou']:.1f}")
     table = [row_summary(name, results[name], seeds) for name in rows]
     (run_dir / "table.json").write_text(json.dumps(table, indent=1))
     (run_dir / "table.md").write_text(markdown(table))
@@ -69,16 +75,18 @@ def ablate(
 
 
 def run_row(
-    experiment: Experiment, name: str, run_dir: Path, device: torch.device, log: RunLog, with_ssl: bool
+    experiment: Experiment, name: str, run_dir: Path, device: torch.device, terminal: Terminal, with_ssl: bool
 ) -> dict[str, Any]:
     """Train one row of one seed, or read its result."""
     title = f"{TITLES[name]} (seed {experiment.seed})"
+    if name in ("adversarial", "sim", "sim_ssl"):  # these three start from one network
+        experiment = warm_up(experiment, folder_of(run_dir, "warm_up", experiment.seed), device, terminal)
     if name == "sim_ssl":
-        return adapt(experiment, folder_of(run_dir, name, experiment.seed), device, log)
+        return adapt(experiment, folder_of(run_dir, name, experiment.seed), device, terminal)
     folder = folder_of(run_dir, name, experiment.seed)
     if name == "sim" and with_ssl:
         folder = folder_of(run_dir, "sim_ssl", experiment.seed) / "step1"
-    return run_training(row_of(experiment, name), folder, device, log, title)
+    return run_training(row_of(experiment, name), folder, device, terminal, title)
 
 
 def folder_of(run_dir: Path, name: str, seed: int) -> Path:
@@ -100,12 +108,12 @@ def row_summary(name: str, results: list[dict[str, Any]], seeds: Sequence[int]) 
 
 
 def gap_closed(table: list[dict[str, Any]]) -> float | None:
-    """Percent of the gap between source only and target only that the whole method closes; None without those rows."""
+    """Percent of the gap between source only and target only that the whole method closes; None where there is none."""
     scores = {row["name"]: row["miou"] for row in table}
     if not {"source_only", "sim_ssl", "target_only"} <= scores.keys():
         return None
     gap = scores["target_only"] - scores["source_only"]
-    return 100 * (scores["sim_ssl"] - scores["source_only"]) / gap if gap > 0 else math.nan
+    return 100 * (scores["sim_ssl"] - scores["source_only"]) / gap if gap > 0 else None
 
 
 def lines_of(table: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:

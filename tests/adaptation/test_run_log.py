@@ -1,0 +1,61 @@
+"""metrics.jsonl: one line a step, none twice after a crash; and the terminal's plain lines."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segadapt.adaptation.run_log import Metrics, Terminal, flatten, lines_until
+
+
+def written(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_hold_the_step_and_keep_their_nesting(tmp_path: Path) -> None:
+    with Metrics(tmp_path) as metrics:
+        metrics.write(1, {"loss/segmentation": 0.5, "learning_rate": {"backbone": 0.1}})
+        assert len(written(tmp_path)) == 1, "there to be read while the run goes on"
+        metrics.write(2, {"evaluation": {"miou": 12.25, "iou": {"road": None}}})
+    assert written(tmp_path) == [
+        {"step": 1, "loss/segmentation": 0.5, "learning_rate": {"backbone": 0.1}},
+        {"step": 2, "evaluation": {"miou": 12.25, "iou": {"road": None}}},
+    ]
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 9])
+def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path, step: int) -> None:
+    with Metrics(tmp_path) as metrics:
+        for number in (1, 2, 3, 3, 4):
+            metrics.write(number, {"value": number / 3})
+    before = written(tmp_path)
+    with Metrics(tmp_path, step) as metrics:
+        assert metrics.earlier == [line for line in before if line["step"] <= step]
+        metrics.write(step + 1, {"value": 1.0})
+    assert written(tmp_path) == [*metrics.earlier, {"step": step + 1, "value": 1.0}]
+
+
+def test_the_half_line_of_a_crash_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a')
+    assert [line["step"] for line in lines_until(tmp_path / "metrics.jsonl", 9)] == [1, 2]
+    with Metrics(tmp_path, 9) as metrics:
+        metrics.write(3, {"a": 3})
+    assert [line["a"] for line in written(tmp_path)] == [1, 2, 3]
+
+
+def test_without_a_file_there_are_no_lines(tmp_path: Path) -> None:
+    assert lines_until(tmp_path / "metrics.jsonl", 5) == []
+
+
+def test_flatten_joins_names_and_leaves_out_what_is_no_number() -> None:
+    assert flatten({"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": None, "g": "text"}) == {"a": 1, "b/c": 2.5, "b/d/e": 3}
+
+
+def test_where_output_is_no_terminal_progress_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal() as terminal:
+        terminal.start_progress("step 1", 150, 20)
+        terminal.advance("loss 0.5")
+        terminal.say("left out: fence")
+    output = capsys.readouterr()
+    assert output.err == "step 1: 20/150\nleft out: fence\n"
+    assert output.out == ""

@@ -1,0 +1,35 @@
+"""The smallest experiments on the bundled pair of street scenes, for tests that train."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from segadapt.cli import build_parser, experiment_of
+from segadapt.config import Experiment
+
+ROOT = Path(__file__).parent.parent
+SIZE = (48, 64)
+
+
+def tiny(data: Path = ROOT / "data" / "streets", steps: int = 4) -> Experiment:
+    """configs/smoke.yaml at postage-stamp size; what evaluates and logs does so every other step or each."""
+    parser, _ = build_parser()
+    options = parser.parse_args(["adapt", f"--config={ROOT}/configs/smoke.yaml", "--run_dir=x"])
+    experiment = experiment_of(parser.instantiate(options).adapt)
+    here = {
+        name: replace(getattr(experiment, name), root=str(data / Path(getattr(experiment, name).root).name), size=SIZE)
+        for name in ("source", "target", "test")
+    }
+    schedule = replace(experiment.schedule, steps=steps, log_every=1, evaluate_every=2)
+    return replace(experiment, **here, schedule=schedule)
+
+
+def few(folder: Path, images: int = 6) -> Path:
+    """A copy of the pair, by links, with the first few images of each part."""
+    data = ROOT / "data" / "streets"
+    (folder / "label_space.yaml").symlink_to(data / "label_space.yaml")
+    for part in ("clear/train", "adverse/train", "adverse/val"):
+        for kind in ("images", "labels"):
+            (folder / part / kind).mkdir(parents=True)
+            for file in sorted((data / part / kind).iterdir())[:images]:
+                (folder / part / kind / file.name).symlink_to(file)
+    return folder
