@@ -39,7 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"segadapt: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("segadapt: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            "segadapt: interrupted; the same command continues from the last checkpoint (schedule.save_every), "
+            "or starts this training again if there is none",
+            file=sys.stderr,
+        )
         return 130
 
 

@@ -17,7 +17,7 @@ from segadapt.adaptation.procedure import adapt, evaluate_model, row_of, run_tra
 from segadapt.adaptation.run_log import Terminal
 from segadapt.adaptation.step import TrainState, adaptation_step
 from segadapt.cli import main
-from segadapt.config import DataConfig, LossConfig
+from segadapt.config import DataConfig, LossConfig, WarmUpConfig
 from segadapt.data.loading import Batch
 from segadapt.errors import InputError
 from streets import ROOT, few, tiny
@@ -182,3 +182,37 @@ def test_a_missing_test_set_is_said_before_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"test: root: .*absent"):
         run_training(experiment, tmp_path / "run", CPU, Terminal(), "none")
     assert not (tmp_path / "run").exists()
+
+
+def test_both_steps_start_from_the_network_of_the_warm_up(tmp_path: Path) -> None:
+    warm_up = WarmUpConfig(steps=3, learning_rate=0.002)
+    experiment = replace(tiny(few(tmp_path), steps=1), warm_up=warm_up)
+    run_dir = tmp_path / "run"
+    adapt(experiment, run_dir, CPU, Terminal())
+    warmed = run_dir / "warm_up" / "model.safetensors"
+    alone = yaml.safe_load((run_dir / "warm_up" / "config.yaml").read_text())
+    assert (alone["schedule"]["steps"], alone["optimiser"]["learning_rate"]) == (3, 0.002)
+    assert alone["loss"]["adversarial"] == alone["loss"]["matching"] == 0
+    for folder in (run_dir / "step1", run_dir):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["network"]["weights"] == str(warmed)
+        assert (config["schedule"]["steps"], config["optimiser"]["learning_rate"]) == (1, 0.001)
+        assert config["warm_up"]["steps"] == 0
+        # one step at a thousandth: close to where it started, and far from a new classifier
+        start, end = load_file(warmed), load_file(folder / "model.safetensors")
+        key = "classifier.branches.0.weight"
+        assert 0 < (start[key] - end[key]).abs().max() < 0.1 * start[key].abs().max()
+
+
+def test_rows_that_are_not_adapted_train_as_long_as_warm_up_and_adaptation_together() -> None:
+    experiment = replace(tiny(steps=5), warm_up=WarmUpConfig(steps=3, learning_rate=0.002))
+    for name in ("source_only", "adabn", "target_only"):
+        row = row_of(experiment, name)
+        assert (row.schedule.steps, row.optimiser.learning_rate, row.warm_up.steps) == (8, 0.002, 0)
+    for name in ("adversarial", "sim"):
+        row = row_of(experiment, name)
+        assert (row.schedule, row.optimiser, row.warm_up) == (
+            experiment.schedule,
+            experiment.optimiser,
+            experiment.warm_up,
+        )

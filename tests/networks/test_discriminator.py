@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segadapt.errors import InputError
 from segadapt.networks.discriminator import Discriminator
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "discriminator.npz"
@@ -56,3 +57,8 @@ def test_sizes(size, expected):
     with torch.device("meta"):
         output = Discriminator(19)(torch.empty(1, 19, *size))
     assert output.shape == (1, 1, *expected)
+
+
+def test_a_map_that_is_too_small_is_refused():
+    with pytest.raises(InputError, match="size: 31x64 is too small"):
+        Discriminator(3)(torch.rand(1, 3, 31, 64))

@@ -240,3 +240,27 @@ def test_a_file_that_is_not_safetensors_is_refused(saved, tmp_path):
         with pytest.raises(InputError) as error:
             load_network(path)
         assert str(path) in str(error.value)
+
+
+def test_a_saved_network_starts_another_training_classifier_and_all(network, saved):
+    config = replace(CONFIG, weights=str(saved), batch_norm="frozen")
+    again = build_network(config, CITYSCAPES, seed=5)
+    assert again.training
+    assert again.config == config
+    state = network.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+    assert not any(layer.training for layer in again.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("change", "space", "message"),
+    [
+        ({}, FIVE, "trained on the classes road, .* this training is on"),
+        ({"aspp_branches": 4}, CITYSCAPES, "with 2 branches, not efficientnet_lite0 with 4"),
+        ({"backbone": "resnet50"}, CITYSCAPES, "holds efficientnet_lite0 with 2 branches, not resnet50"),
+    ],
+)
+def test_a_saved_network_that_does_not_fit_is_refused(saved, change, space, message):
+    with pytest.raises(InputError, match=message) as error:
+        build_network(replace(CONFIG, weights=str(saved), **change), space, seed=0)
+    assert str(saved) in str(error.value)

@@ -103,7 +103,10 @@ def row_summary(name: str, results: list[dict[str, Any]], seeds: Sequence[int]) 
         "miou_std": statistics.stdev(scores) if len(scores) > 1 else None,
         "miou_each": scores,
         "seeds": list(seeds),
-        "seconds": statistics.fmean(result["seconds"] for result in results),
+        # of the whole procedure, where it has two steps
+        "seconds": statistics.fmean(
+            result["seconds"] + result.get("step1", {}).get("seconds", 0.0) for result in results
+        ),
     }
 
 
