@@ -69,8 +69,9 @@ class NetworkConfig:
 
     Args:
         backbone: Feature extractor F of the paper (VGG-16 and ResNet-101 there).
-        weights: 'imagenet' (shipped for efficientnet_lite0), 'random', or a file with a state dict.
-        aspp_branches: Dilated branches of the classifier, of (6, 12, 18, 24); 2 reads older checkpoints.
+        weights: 'imagenet' (comes with efficientnet_lite0), 'random', a file with a state dict of the backbone, or the
+            model.safetensors of another run, classifier and all.
+        aspp_branches: Dilated branches of the classifier, of (6, 12, 18, 24); 2 as in the authors' code.
         batch_norm: 'batch': statistics of each batch, running mixture of both domains at test; 'frozen': the
             statistics the weights came with; 'source_target_separate': each domain its own batches, target statistics
             at test.

@@ -63,7 +63,8 @@ def test_metrics_say_every_loss_and_the_state_of_the_banks(finished: Path) -> No
     assert "loss/target_segmentation" in step2[-1]
     assert "loss/target_segmentation" not in step1[-1]
     assert sum(step1[-1]["bank_fill"].values()) > 0
-    assert step1[0]["learning_rate"]["head"] == pytest.approx(10 * step1[0]["learning_rate"]["backbone"])
+    rates, multiplier = step1[0]["learning_rate"], tiny().optimiser.head_multiplier
+    assert rates["head"] == pytest.approx(multiplier * rates["backbone"])
 
 
 def test_the_result_names_what_it_depends_on(finished: Path) -> None:
