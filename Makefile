@@ -23,4 +23,5 @@ test: setup
 
 bench: setup
 	$(BIN)/python benchmarks/matching_step.py
+	$(BIN)/python benchmarks/matching_share.py
 	$(BIN)/python benchmarks/pseudo_label_memory.py
