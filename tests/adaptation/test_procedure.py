@@ -88,9 +88,10 @@ def test_pseudo_labels_are_train_ids_or_255_at_the_networks_size(finished: Path)
     assert 0.2 < (maps != 255).mean() < 0.95
 
 
-def test_evaluating_the_model_file_gives_the_runs_own_score(finished: Path) -> None:
+@pytest.mark.parametrize("size", [(48, 64), None])  # None: the size in the file
+def test_evaluating_the_model_file_gives_the_runs_own_score(finished: Path, size: tuple[int, int] | None) -> None:
     result = json.loads((finished / "result.json").read_text())
-    again = evaluate_model(finished / "model.safetensors", tiny().test, CPU)
+    again = evaluate_model(finished / "model.safetensors", replace(tiny().test, size=size), CPU)
     assert again["miou"] == pytest.approx(result["miou"], abs=1e-9)
     assert again["seed"] == result["seed"]
 
