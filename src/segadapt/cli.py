@@ -88,6 +88,10 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
             command.add_argument("--json", type=bool, default=False, help="print JSON instead of a table")
         add_machine_options(command)
 
+    text = "List the public files of weights, or say what given files are. Nothing is downloaded."
+    command = commands["weights"] = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
+    command.add_argument("files", type=str, nargs="*", help="files to identify")
+
     subcommands = parser.add_subcommands(required=True)
     for name, command in commands.items():
         subcommands.add_subcommand(name, command, help=command.description)
@@ -196,6 +200,18 @@ def evaluate(options: Namespace) -> int:
     return 0
 
 
+def weights(options: Namespace) -> int:
+    """`segadapt weights`."""
+    from segadapt.networks.known_files import KNOWN_FILES
+    from segadapt.networks.weights import identify
+
+    for path in options.files:
+        print("\n".join(identify(path).lines()))
+    if not options.files:
+        print("\n".join(line for file in KNOWN_FILES for line in file.lines()))
+    return 0
+
+
 COMMANDS = {
     "train": train,
     "adapt": adapt,
@@ -203,6 +219,7 @@ COMMANDS = {
     "demo": ablate,
     "pseudo-label": pseudo_label,
     "evaluate": evaluate,
+    "weights": weights,
 }
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from segadapt.errors import InputError
 
 ReaderName = Literal["folder", "gta5", "synthia", "cityscapes", "camvid"]
-Backbone = Literal["resnet50", "resnet101", "vgg16", "efficientnet_lite0"]
+Backbone = Literal["resnet50", "resnet101", "vgg16", "vgg16_adaptsegnet", "efficientnet_lite0"]
 BatchNorm = Literal["batch", "frozen", "source_target_separate"]
 Distance = Literal["l1_mean", "l1_sum", "l1_squared", "l2", "cosine"]
 
@@ -68,9 +68,11 @@ class NetworkConfig:
     """The segmentation network.
 
     Args:
-        backbone: Feature extractor F of the paper (VGG-16 and ResNet-101 there).
-        weights: 'imagenet' (comes with efficientnet_lite0), 'random', a file with a state dict of the backbone, or the
-            model.safetensors of another run, classifier and all.
+        backbone: Feature extractor F of the paper (VGG-16 and ResNet-101 there); vgg16_adaptsegnet: the variant of
+            AdaptSegNet's checkpoint.
+        weights: 'imagenet' (comes with efficientnet_lite0), 'random', a file of ImageNet weights or a checkpoint of
+            another program ('segadapt weights' lists them), or the model.safetensors of another run, classifier and
+            all.
         aspp_branches: Dilated branches of the classifier, of (6, 12, 18, 24); 2 as in the authors' code.
         batch_norm: 'batch': statistics of each batch, running mixture of both domains at test; 'frozen': the
             statistics the weights came with; 'source_target_separate': each domain its own batches, target statistics

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from segadapt.config import NetworkConfig
 from segadapt.data.label_spaces import CITYSCAPES
-from segadapt.networks.deeplab import DeepLab
+from segadapt.networks.deeplab import DeepLab, parameter_groups
 from segadapt.networks.normalisation import IMAGENET_RGB
 from segadapt.networks.resnet import ResNet
 
@@ -39,6 +40,36 @@ def test_names_and_shapes_convert_from_the_released_network(network):
         elif layer != "layer5":
             released[f"backbone.{key}"] = shape
     assert {key: list(value.shape) for key, value in network.state_dict().items()} == released
+
+
+def released_parameters():
+    """Shapes of the released network's parameters by our names: no buffers, no first-level or unreachable branches."""
+    shapes = {}
+    for key, shape in GOLDEN["state_dict"]:
+        layer, _, branch, *_ = (*key.split("."), "", "")
+        if layer == "layer5" or (layer == "layer6" and int(branch) > 1) or key.split(".")[-1] not in ("weight", "bias"):
+            continue
+        ours = key.replace("layer6.conv2d_list", "classifier.branches")
+        shapes[ours if ours != key else f"backbone.{key}"] = shape
+    return shapes
+
+
+def test_parameters_trainable_set_and_rates_are_those_of_the_released_network(network):
+    """The released program freezes scale and shift of batch norm, and trains the classifier at ten times the rate."""
+    shapes = released_parameters()
+    assert {name: list(parameter.shape) for name, parameter in network.named_parameters()} == shapes
+    counts = {name: math.prod(shape) for name, shape in shapes.items()}
+    assert sum(counts[name] for name in counts if name.startswith("backbone.")) == 42_500_160
+    assert sum(counts[name] for name in counts if name.startswith("classifier.")) == 2 * (19 * 2048 * 9 + 19)
+    # of the backbone, exactly the convolutions have four dimensions
+    trainable = {name for name, shape in shapes.items() if len(shape) == 4 or name.startswith("classifier.")}
+    assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == trainable
+    backbone, classifier = parameter_groups(network, lr=2.5e-4, head_multiplier=10.0, weight_decay=5e-4)
+    assert (backbone["lr"], classifier["lr"]) == (2.5e-4, 2.5e-3)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    for group, room in ((backbone, "backbone."), (classifier, "classifier.")):
+        listed = [names[id(parameter)] for parameter in group["params"]]
+        assert sorted(listed) == sorted(name for name in trainable if name.startswith(room))
 
 
 @pytest.mark.parametrize("stride_in_1x1", [False, True])

@@ -3,8 +3,8 @@
 In: images normalised by `DeepLab.normalisation`. Out: features, which Eqs. (5) to (8) pool and match, and
 logits, which Eqs. (1), (2), (4) and (10) read; both at output stride 8.
 
-Names of the state dict are `backbone.` + the public names of the backbone, and `classifier.branches.N.`, so
-the authors' files convert by prefixing the backbone's keys and renaming `layer6.conv2d_list.N.`.
+Names of the state dict are `backbone.` + the public names of the backbone, and `classifier.branches.N.`; what
+other programs call them is in layouts.py.
 
 Batch norm: scale and shift (`weight`, `bias`) of every backbone are frozen, as in the authors' code;
 statistics follow `NetworkConfig.batch_norm`. One rule for all backbones, so that rows of results differ in
@@ -24,9 +24,9 @@ from segadapt.config import BatchNorm, NetworkConfig
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.errors import InputError
 from segadapt.networks.efficientnet_lite import EfficientNetLite0
-from segadapt.networks.normalisation import Normalisation
+from segadapt.networks.normalisation import CAFFE_BGR, Normalisation
 from segadapt.networks.resnet import ResNet
-from segadapt.networks.vgg import VGG16
+from segadapt.networks.vgg import VGG16, VGG16AdaptSegNet
 
 ASPP_DILATIONS = (6, 12, 18, 24)
 
@@ -81,7 +81,8 @@ class DeepLab(nn.Module):
     Args:
         config: Backbone, branches and batch norm; `weights` is not read here (`weights.build_network` does).
         label_space: The classes; the logits have a channel for each.
-        normalisation: Of the images, as the weights want it.
+        normalisation: Of the images, as the weights want it. Those of Caffe also want the stride of a ResNet in
+            its 1x1 convolutions: both are one fact about where weights come from, kept once.
 
     Attributes:
         channels: Channels of the features.
@@ -92,13 +93,16 @@ class DeepLab(nn.Module):
         self.config = config
         self.label_space = label_space
         self.normalisation = normalisation
+        from_caffe = normalisation == CAFFE_BGR
         match config.backbone:
             case "resnet50":
-                self.backbone = ResNet(50)
+                self.backbone = ResNet(50, stride_in_1x1=from_caffe)
             case "resnet101":
-                self.backbone = ResNet(101)
+                self.backbone = ResNet(101, stride_in_1x1=from_caffe)
             case "vgg16":
                 self.backbone = VGG16()
+            case "vgg16_adaptsegnet":
+                self.backbone = VGG16AdaptSegNet()
             case "efficientnet_lite0":
                 self.backbone = EfficientNetLite0()
             case _:

@@ -9,6 +9,8 @@ most semantic layers that ImageNet trained and most of the receptive field. As i
 every fourth channel, and of the 7x7 taps of `fc6` those at 0, 3 and 6. At output stride 8 instead of 32
 neighbouring taps stand 4 pixels apart, so the kept ones stand 12 apart. They start from the ImageNet file
 like everything else. Key names are torchvision's (`features.N`).
+
+`VGG16AdaptSegNet` is the variant that the published VGG-16 checkpoint of AdaptSegNet needs.
 """
 
 import torch.nn.functional as F
@@ -61,3 +63,35 @@ class VGG16(nn.Module):
             kept["fc7.weight"] = state["classifier.3.weight"][::4, ::4, None, None]
             kept["fc7.bias"] = state["classifier.3.bias"][::4]
         return kept
+
+
+class VGG16AdaptSegNet(nn.Module):
+    """VGG-16 as AdaptSegNet (Tsai et al., CVPR 2018) has it, for its checkpoint; output stride 8, no batch norm.
+
+    Pools are 2x2 and round down, the last two are gone, `conv5` is dilated by 2; `features.29` and `features.31` are
+    3x3 convolutions dilated by 4 in the place of `fc6` and `fc7`. Key names are those of the checkpoint.
+    """
+
+    channels = 1024
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for convolutions, channels, dilation, stride in _STAGES:
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(inputs, channels, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
+                inputs = channels
+            if stride == 2:
+                layers.append(nn.MaxPool2d(2))
+        for inputs in (512, 1024):
+            layers += [nn.Conv2d(inputs, 1024, 3, padding=4, dilation=4), nn.ReLU(inplace=True)]
+        self.features = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1024 h w"]:
+        """Returns features of size H // 8 x W // 8."""
+        return self.features(images)

