@@ -3,7 +3,8 @@ golden/sim_main.npz.
 
 19 classes, 64 channels, rings of 4 and 40, 8 source and 5 target images; golden/seg_label.npz holds label
 maps and their regions. Where the released program differs from ours by choice, the difference is made here,
-in the test, and named.
+in the test, and named. Every array of both files is compared, but for off_asis_*: what an unstable sort of equal
+areas happened to give on one machine.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import oracle
 from segadapt.data.label_spaces import CITYSCAPES as SPACE
 from segadapt.matching import (
     FeatureBank,
@@ -21,6 +23,7 @@ from segadapt.matching import (
     region_means,
     shrink_labels,
 )
+from segadapt.networks.deeplab import Classifier
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STUFF, THINGS = list(SPACE.stuff), list(SPACE.things)
@@ -56,11 +59,17 @@ def later_first(regions, most=10):
     return regions.select(torch.from_numpy(order[rank < most]))
 
 
+def released_classifier(golden):
+    """The classifier of the released program: of four branches it reaches the first two."""
+    classifier = Classifier(64, 19, branches=2).requires_grad_(False)
+    for branch, weight, bias in zip(classifier.branches, golden["layer6_w"], golden["layer6_b"], strict=True):
+        branch.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+    return classifier
+
+
 def classifier_agrees(golden, regions):
-    """The released program's filter: its classifier (on a 1x1 map its centre taps) says the class."""
-    weight = torch.from_numpy(golden["layer6_w"][:, :, :, 1, 1].sum(0))
-    bias = torch.from_numpy(golden["layer6_b"].sum(0))
-    return (regions.features.detach() @ weight.T + bias).argmax(1) == regions.class_index
+    """The released program's filter: its classifier, on a region's mean feature, says the region's class."""
+    return released_classifier(golden).classify(regions.features.detach()).argmax(1) == regions.class_index
 
 
 @pytest.fixture(scope="module")
@@ -91,26 +100,51 @@ def official_bank(golden, sources, until):
     return bank
 
 
+@pytest.mark.parametrize(("domain", "image"), [("src", 0), ("src", 5), ("trg", 4)])
+def test_the_prediction_is_that_of_the_released_classifier(golden, domain, image):
+    """The whole map; only where its two largest logits are within float32 rounding may another class win."""
+    logits = released_classifier(golden)(features_of(golden, domain, image))
+    first, second = logits.topk(2, dim=1).values.unbind(1)
+    decided = first - second > 1e-4
+    assert decided.float().mean() > 0.99
+    assert torch.equal(logits.argmax(1)[decided], labels_of(golden, f"{domain}_pred", image).long()[decided])
+
+
+def assert_classified_as(golden, regions, candidates):
+    """The classifier's class, its margin over the second and the verdict; -1 where the released program did not ask."""
+    logits = released_classifier(golden).classify(regions.features)
+    first, second = logits.topk(2, dim=1).values.unbind(1)
+    asked = candidates[:, 3] >= 0
+    assert asked.any()
+    assert logits.argmax(1)[torch.from_numpy(asked)].tolist() == candidates[asked, 3].tolist()
+    np.testing.assert_allclose((first - second).numpy()[asked], candidates[asked, 4], rtol=1e-4, atol=1e-5)
+    assert classifier_agrees(golden, regions)[torch.from_numpy(asked)].tolist() == candidates[asked, 7].tolist()
+
+
 def test_candidates_and_the_classifiers_verdict_are_those_of_the_released_program(golden, official_sources):
-    found = []
-    for image, regions in enumerate(official_sources):
-        agrees = classifier_agrees(golden, regions)
-        found += zip(
-            [image] * len(regions),
-            regions.class_index.tolist(),
-            regions.area.tolist(),
-            agrees.tolist(),
-            strict=True,
-        )
     candidates = golden["off_src_cand"]
-    expected = [(int(i), int(k), int(area), bool(ok)) for i, k, area, *_, ok in candidates]
-    assert found == expected
-    assert sum(not ok for *_, ok in expected) == 5
+    for image, regions in enumerate(official_sources):
+        expected = candidates[candidates[:, 0] == image]
+        assert regions.class_index.tolist() == expected[:, 1].tolist()
+        assert regions.area.tolist() == expected[:, 2].tolist()
+        if len(expected):  # image 3 is ignored altogether
+            assert_classified_as(golden, regions, expected)
+    assert (candidates[:, 7] == 0).sum() == 5
+
+
+def test_the_filter_changes_what_is_stored(golden, official_sources):
+    """Both sides of the switch: with it five regions fewer, so that rings stand elsewhere."""
+    with_filter, without = FeatureBank(SPACE, 64, 4, 40), FeatureBank(SPACE, 64, 4, 40)
+    for regions in official_sources:
+        with_filter.store(regions.select(classifier_agrees(golden, regions)))
+        without.store(regions)
+    assert int(without.pushed.sum() - with_filter.pushed.sum()) == 5
+    assert without.pushed[THINGS].tolist() == golden["paper_counter"][7].tolist(), "the paper has no filter"
 
 
 def test_bank_and_ring_positions_are_those_of_the_released_program(golden, official_sources):
     """Exact positions after every image, entries at the end and before any ring of stuff wrapped."""
-    bank = FeatureBank(SPACE, 64, 4, 40)
+    bank = FeatureBank(SPACE, 64, int(golden["num_prototype"]), 10 * int(golden["num_prototype"]))
     for image, regions in enumerate(official_sources):
         bank.store(regions.select(classifier_agrees(golden, regions)))
         assert bank.pushed[STUFF].tolist() == golden["off_cls_ptr"][image].tolist()
@@ -148,7 +182,7 @@ def test_losses_are_those_of_the_released_program(golden, official_sources):
 
 
 def test_distances_are_those_of_the_released_program(golden, official_sources):
-    """Every candidate it searched for, those that it rejected afterwards included."""
+    """Every candidate it searched for, those that it rejected afterwards included, and the slot that it found."""
     candidates = golden["off_trg_cand"]
     for step, iteration in enumerate(golden["trg_iters"]):
         bank = official_bank(golden, official_sources, iteration)
@@ -160,21 +194,39 @@ def test_distances_are_those_of_the_released_program(golden, official_sources):
         expected = candidates[candidates[:, 0] == iteration]
         assert regions.class_index.tolist() == expected[:, 1].tolist()
         assert regions.area.tolist() == expected[:, 2].tolist()
-        distances = bank.nearest(regions.features, regions.class_index).numpy()
+        if (expected[:, 3] >= 0).any():
+            assert_classified_as(golden, regions, expected)
+        distances = bank.nearest(regions.features, regions.class_index)
         searched = np.isfinite(expected[:, 5])
-        np.testing.assert_allclose(distances[searched], expected[searched, 5], rtol=2e-6)
+        np.testing.assert_allclose(distances.numpy()[searched], expected[searched, 5], rtol=2e-6)
+        for region in np.flatnonzero(searched):
+            entry = bank.entries(int(expected[region, 1]))[int(expected[region, 6])]
+            assert (regions.features[region] - entry).abs().mean().item() == pytest.approx(distances[region].item())
 
 
 def test_gradient_is_that_of_the_released_program(golden, official_sources):
-    """Equal but for at most 20 of 536,640 entries, whose sign is that of a difference of about 1e-7."""
+    """Everywhere, but where a region lies within rounding of its entry: there the sign is that of the rounding."""
     features = features_of(golden, "trg", 4).requires_grad_()
     bank = official_bank(golden, official_sources, 7)
-    sum(matching_losses(official_target(golden, 4, bank, features), bank, min_fill="full")).backward()
+    regions = official_target(golden, 4, bank, features)
+    sum(matching_losses(regions, bank, min_fill="full")).backward()
     assert features.grad is not None
     expected = golden["off_grad_7"]
-    far = ~np.isclose(features.grad[0].numpy(), expected, rtol=1e-5, atol=1e-9)
     assert np.count_nonzero(expected) > 100_000
-    assert far.sum() <= 20
+
+    decided = np.ones(expected.shape, dtype=bool)
+    labels = golden["trg_pred"][4]
+    for k in set(regions.class_index.tolist()):
+        for pixels in oracle.connected_regions(labels, k) if k in THINGS else [oracle.class_pixels(labels, k)]:
+            rows, columns = np.array(pixels).T
+            feature = features.detach()[0, :, rows, columns].double().mean(1)
+            differences = (bank.entries(k) - feature).abs()
+            # a mean of zeros is exact
+            near = np.flatnonzero((differences[differences.sum(1).argmin()] < 1e-6) & (feature != 0))
+            decided[near[:, None], rows, columns] = False
+    same = np.isclose(features.grad[0].numpy(), expected, rtol=1e-5, atol=1e-9)
+    assert same[decided].all()
+    assert (~decided).mean() < 0.005
 
 
 def paper_source(golden, image):
@@ -225,6 +277,34 @@ def test_after_the_last_image_our_own_counter_keeps_the_same_stuff(golden, paper
         np.testing.assert_allclose(ours[np.lexsort(ours.T)], expected[np.lexsort(expected.T)], rtol=1e-6)
 
 
+def test_filled_slots_after_image_3_are_those_of_equation_5_and_algorithm_1(golden, paper_sources):
+    assert np.array_equal(equation_5_slots(golden, 3) >= 0, golden["paper_stuff_filled_3"])
+    bank = FeatureBank(SPACE, 64, 4, 40)
+    for regions in paper_sources[:4]:
+        bank.store(regions)
+    assert bank.filled[THINGS].tolist() == golden["paper_inst_filled_3"].sum(1).tolist()
+    # Eq. (5) counts images: after four of them, one without labels, no class has filled its ring. Ours neither.
+    assert bank.filled[STUFF].tolist() == golden["paper_stuff_filled_3"].sum(1).tolist()
+
+
+def test_the_nearest_stuff_entry_is_in_the_slot_of_equation_6(golden, paper_sources):
+    for step, iteration in enumerate(golden["trg_iters"]):
+        holds = equation_5_slots(golden, iteration)
+        bank = paper_bank(golden, paper_sources, iteration)
+        regions = region_means(
+            features_of(golden, "trg", step, torch.float64), labels_of(golden, "trg_pred", step), SPACE
+        )
+        for position, k in enumerate(STUFF):
+            slot = golden["paper_js"][step, position]
+            region = one_class(regions, k)
+            if slot < 0:
+                assert len(region) == 0 or not matched(region, bank)
+                continue
+            entry = one_class(paper_sources[holds[position, slot]], k).features
+            expected = (region.features - entry).abs().mean(1)
+            np.testing.assert_allclose(bank.nearest(region.features, region.class_index), expected, rtol=1e-12)
+
+
 def one_class(regions, k):
     return regions.select(regions.class_index == k)
 
@@ -268,9 +348,9 @@ def region_numbers(maps, number):
 
 @pytest.mark.parametrize("number", range(6))
 def test_partition_into_instances_is_that_of_the_released_program(number):
-    """Areas and centroids of all instances of all classes, up to 3,953 of them.
+    """Areas, centroids and order of all instances of all classes, up to 3,953 of them.
 
-    Its order of equal areas is an accident of a sort and not compared: ours is the earlier first pixel.
+    Of equal areas its stable sort, reversed, has the later first pixel first; ours the earlier one.
     """
     with np.load(GOLDEN / "seg_label.npz") as file:
         maps = dict(file)
@@ -281,6 +361,12 @@ def test_partition_into_instances_is_that_of_the_released_program(number):
         torch.from_numpy(grid)[None], torch.from_numpy(labels)[None], SPACE, max_instances=EVERY_INSTANCE
     )
     things = regions.select(regions.is_thing)
+    # every pixel of an instance has the same number, and so has their mean
+    numbered = region_means(
+        torch.from_numpy(numbers - 1.0)[None, None], torch.from_numpy(labels)[None], SPACE, EVERY_INSTANCE
+    )
+    numbered = later_first(numbered.select(numbered.is_thing), most=EVERY_INSTANCE)
+    assert numbered.features[:, 0].round().int().tolist() == maps[f"order{number}"].tolist()
     seen = 0
     for position, k in enumerate(THINGS):
         start, end = maps[f"offset{number}"][position : position + 2]
