@@ -35,6 +35,9 @@ class DataConfig:
         root: The folder that holds the data set.
         split: The part of it (train, val, test); empty where the format has none.
         label_space: A shipped label space or a YAML file; empty means the one that belongs to the reader.
+        images: Of reader 'folder': where images lie below root and split, with * for what differs from one to the
+            next: 'leftImg8bit/train/*_leftImg8bit'. The last * may reach through sub-folders; empty means 'images/*'.
+        labels: Of reader 'folder': where their labels lie, with the same *; empty means 'labels/*'.
         size: (height, width) the images are resized to before they enter the network; null keeps their size (and for
             a model file means the size it was tested at).
     """
@@ -43,6 +46,8 @@ class DataConfig:
     root: str = ""
     split: str = ""
     label_space: str = ""
+    images: str = ""
+    labels: str = ""
     size: tuple[int, int] | None = None
 
 

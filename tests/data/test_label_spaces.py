@@ -46,6 +46,16 @@ def test_cityscapes_ids_are_the_published_ones(key):
     np.testing.assert_array_equal(CITYSCAPES.lookup(), expected)
 
 
+def test_train_ids_are_the_classes_of_cityscapes_numbered_by_position():
+    label_ids, train_ids = CITYSCAPES, shipped("cityscapes19_train_ids")
+    for field in ("names", "colours", "stuff", "things", "subsets"):
+        assert getattr(train_ids, field) == getattr(label_ids, field)
+    for raw, train_id in GOLDEN["cityscapes_id_to_trainid"].items():
+        assert train_ids.lookup()[train_id] == label_ids.lookup()[int(raw)] == train_id
+    assert np.count_nonzero(train_ids.lookup() != 255) == 19
+    assert remap(train_ids, label_ids)[:19].tolist() == list(range(19))
+
+
 @pytest.mark.parametrize("space", [SYNTHIA16, SYNTHIA13])
 def test_synthia_ids_lead_to_the_published_cityscapes_train_ids(space):
     through = remap(space, CITYSCAPES)[space.lookup()]
@@ -191,7 +201,7 @@ def test_wrong_yaml_is_refused_in_one_line_that_names_the_file(text, message, tm
 def test_other_refusals_say_what_there_is():
     with pytest.raises(InputError, match=r"absent\.yaml: cannot be read"):
         LabelSpace.from_yaml("absent.yaml")
-    with pytest.raises(InputError, match="'city' is neither shipped nor a file; use camvid11, cityscapes19, str"):
+    with pytest.raises(InputError, match=r"'city' is neither .*; use camvid11, cityscapes19, cityscapes19_train_ids, "):
         shipped("city")
     with pytest.raises(InputError, match="class 'cat' is not in label space small; use road, car, sky"):
         small_space().restrict(["cat"])

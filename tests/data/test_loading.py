@@ -152,6 +152,12 @@ def test_pseudo_labels_replace_labels_at_either_size(domain, size, tmp_path):
     assert (batch.labels[:, 6:] == 255).all()
 
 
+def test_a_pseudo_label_that_is_all_ignore_stays_so(domain, tmp_path):
+    folder = pseudo_labels(tmp_path / "pseudo", find_pairs(domain, False), (24, 32), value=255)
+    for batch in batches(domain, 3, labelled=False, pseudo_labels=folder):
+        assert (batch.labels == 255).all()
+
+
 def test_wrong_pseudo_labels_are_named(domain, tmp_path):
     with pytest.raises(InputError, match="absent: no such folder; make the pseudo-labels of folder"):
         batches(domain, 1, pseudo_labels=tmp_path / "absent")

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segadapt.config import AugmentationConfig, DataConfig
+from segadapt.data.decoding import read_image, read_labels, read_raw_ids
 from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace, remap
-from segadapt.data.readers import ImageSet, fingerprint, read_image, read_labels, read_raw_ids
+from segadapt.data.readers import ImageSet, fingerprint
 from segadapt.data.transforms import augment, resize_image
 from segadapt.errors import InputError
 

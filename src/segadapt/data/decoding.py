@@ -1,0 +1,134 @@
+"""One file on disk becomes an array: an image in RGB, or a label file with its ids as they were written.
+
+In: a path, and for labels the table from raw ids to train ids. Out: 8-bit RGB (H, W, 3); raw ids, or train ids
+(H, W). Whatever is wrong with a file ends in an InputError that names it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+from PIL import Image, ImageFile, ImageOps
+
+from segadapt.data.label_spaces import RAW_IDS
+from segadapt.errors import InputError
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_RGB, _GREY_ALPHA, _RGBA = 2, 4, 6  # colour types in the header of a PNG
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads an image as 8-bit RGB, upright (EXIF orientation applied); alpha is dropped, grey repeated.
+
+    Raises:
+        InputError: The file cannot be read as an image.
+    """
+    with _opened(path, "image") as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255 instead of scaling
+            grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        if image.mode == "P":
+            image = image.convert("RGBA")  # a palette may carry transparency, which only this mode keeps apart
+        return np.array(image.convert("RGB"))
+
+
+def read_raw_ids(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]:
+    """Reads the ids of a label file as they are: grey values or palette indices of 8 or 16 bits.
+
+    A 16-bit PNG of several channels gives its first one, as SYNTHIA has it (class there, instance in the second).
+
+    Raises:
+        InputError: The file cannot be read, or is a colour picture instead of ids.
+    """
+    with _opened(path, "label file") as image:
+        bits, colour_type = _png_format(path)
+        if bits == 16 and colour_type in (_RGB, _GREY_ALPHA, _RGBA):
+            return _first_channel_16_bit(path, colour_type)
+        if bits in (2, 4) and image.mode == "L":
+            # Decoders multiply such grey to reach white at 255, so ids 0, 1, 2 would come out as 0, 17, 34.
+            raise InputError(f"{path}: is a PNG with {bits} bits a pixel of grey; write it with 8 bits")
+        if image.mode == "1":
+            return np.array(image).astype(np.uint8)
+        if image.mode in ("L", "P"):
+            return np.array(image)
+        if image.mode.startswith("I"):
+            ids = np.array(image)
+            if ids.min() < 0 or ids.max() >= RAW_IDS:
+                raise InputError(f"{path}: holds ids from {ids.min()} to {ids.max()}; write ids of 8 or 16 bits")
+            return ids.astype(np.uint16)
+        raise InputError(
+            f"{path}: is a colour picture (mode {image.mode}), not ids; "
+            "write a PNG with one channel, a class id a pixel"
+        )
+
+
+def read_labels(path: Path, table: UInt8[np.ndarray, " 65536"]) -> UInt8[np.ndarray, "H W"]:
+    """Reads a label file and turns its raw ids into train ids by the table.
+
+    Raises:
+        InputError: As `read_raw_ids`.
+    """
+    return table[read_raw_ids(path)]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image or label file as stored; of a PNG from its header, ten times as fast as opening it.
+
+    Raises:
+        InputError: The file cannot be read as an image.
+    """
+    head = _png_header(path)
+    if len(head) >= 24:
+        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    with _opened(path, "image") as image:
+        return image.height, image.width
+
+
+def _first_channel_16_bit(path: Path, colour_type: int) -> UInt16[np.ndarray, "H W"]:
+    # Pillow keeps only the high byte of 16-bit samples, where a class id has nothing. So it is told another order
+    # of the same bytes: two channels of 16 bits are four of 8 bits; and samples said to be little-endian give the
+    # other byte of each pair, the low one as PNG orders them.
+    if colour_type == _GREY_ALPHA:
+        channels = _decoded_as(path, "RGBA")
+        high, low = channels[:, :, 0], channels[:, :, 1]
+    else:
+        mode = "RGB" if colour_type == _RGB else "RGBA"
+        high, low = (_decoded_as(path, f"{mode};16{order}")[:, :, 0] for order in "BL")
+    return high.astype(np.uint16) << 8 | low
+
+
+def _decoded_as(path: Path, raw_mode: str) -> UInt8[np.ndarray, "H W channels"]:
+    with Image.open(path) as image:
+        assert isinstance(image, ImageFile.ImageFile)
+        codec, extents, offset, _ = image.tile[0]
+        # Older Pillows know no class of tiles but read the same tuple.
+        image.tile = [(codec, extents, offset, raw_mode)]  # type: ignore[list-item]
+        return np.array(image)
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: {what} is missing; restore it") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as {what} ({reason}); replace or remove it") from error
+
+
+def _png_format(path: Path) -> tuple[int, int]:
+    """Bits a sample and colour type of a PNG, as its header says; (0, 0) for any other file."""
+    head = _png_header(path)
+    return (head[24], head[25]) if len(head) == 26 else (0, 0)
+
+
+def _png_header(path: Path) -> bytes:
+    """The first 26 bytes of a PNG; nothing of any other file."""
+    with open(path, "rb") as file:
+        head = file.read(26)
+    return head if head.startswith(_PNG) else b""
