@@ -13,7 +13,7 @@ The last column names the files tests/*/test_*.py that hold the package against 
 | (2) fooling the discriminator     | probability_of_target, adversarial_loss  | equations                            |
 | (3) discriminator, its halves     | discriminator_halves, discriminator_loss | equations                            |
 | (4) correctly classified labels   | correct_labels, prediction               | matching_labels, matching_equations  |
-| labels at feature size            | shrink_labels                            | matching_labels, equations           |
+| labels at feature size            | shrink_labels                            | matching_labels                      |
 | (5) stuff feature, (7) instances  | regions, mean_feature, connected_regions | matching_regions, matching_equations |
 | (5) slot of a stuff feature       | Bank.store, Bank.store_by_image          | matching_bank, matching_golden       |
 | Algorithm 1                       | regions, Bank.store                      | matching_bank, matching_equations    |

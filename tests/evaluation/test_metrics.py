@@ -28,6 +28,14 @@ def test_counts_and_scores_are_the_reference_ones() -> None:
     assert matrix.miou() == pytest.approx(float(GOLDEN["off_miou_nanmean"]), abs=1e-12)
 
 
+def test_counts_of_each_image_are_the_reference_ones() -> None:
+    table = CITYSCAPES.lookup()
+    for ids, predicted, expected in zip(GOLDEN["gt_id"], GOLDEN["pred"], GOLDEN["off_hist_each"], strict=True):
+        matrix = ConfusionMatrix(19)
+        matrix.update(torch.from_numpy(predicted), torch.from_numpy(table[ids]))
+        np.testing.assert_array_equal(matrix.counts.numpy(), expected)
+
+
 def test_the_13_classes_of_synthia() -> None:
     subset = CITYSCAPES.subset_ids("synthia13")
     assert list(subset) == GOLDEN["synthia13"].tolist()

@@ -11,6 +11,7 @@ import oracle
 from segadapt.matching import correct_labels, shrink_labels
 
 IDS = st.sampled_from([0, 1, 5, 255])
+SAMPLING = st.sampled_from(["aligned", "nearest"])
 
 
 @settings(deadline=None, max_examples=30)
@@ -48,6 +49,17 @@ def test_aligned_takes_the_pixel_nearest_to_the_align_corners_grid(full, small):
     assert np.abs(picked - grid).max() <= 0.5 + 1e-9
     assert picked[0] == 0
     assert picked[-1] == full - 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(*[st.integers(1, 20)] * 2), st.tuples(*[st.integers(1, 9)] * 2), st.sampled_from(["aligned", "nearest"])
+)
+def test_shrunk_labels_are_those_of_plain_loops(full, small, sampling):
+    labels = np.random.default_rng(0).integers(0, 256, (2, *full)).astype(np.uint8)
+    found = shrink_labels(torch.from_numpy(labels), small, sampling)
+    expected = np.stack([oracle.shrink_labels(image, small, sampling) for image in labels])
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_aligned_rounds_halves_up_and_puts_a_single_feature_over_the_first_pixel():

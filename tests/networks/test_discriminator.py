@@ -52,7 +52,10 @@ def test_agrees_with_the_released_discriminator():
     )
 
 
-@pytest.mark.parametrize(("size", "expected"), [((720, 1280), (22, 40)), ((512, 1024), (16, 32)), ((32, 32), (1, 1))])
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((720, 1280), (22, 40)), ((512, 1024), (16, 32)), ((760, 1280), (23, 40)), ((32, 32), (1, 1))],
+)
 def test_sizes(size, expected):
     with torch.device("meta"):
         output = Discriminator(19)(torch.empty(1, 19, *size))
