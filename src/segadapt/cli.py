@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 ROWS = ("source_only", "adabn", "adversarial", "sim", "sim_ssl", "target_only")
 TRAIN_ROWS = tuple(row for row in ROWS if row != "sim_ssl")  # that one takes the whole procedure: adapt
+SETTINGS = ("lambda_ci", "w")
 DEMO_ROWS = ("source_only", "adversarial", "sim", "sim_ssl", "target_only")
 
 
@@ -58,6 +59,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         ("adapt", "The whole procedure: step 1, pseudo-labels, step 2, evaluation."),
         ("ablate", "The rows of the paper's Table 2 over seeds: a table and pictures."),
         ("demo", "'ablate' on the bundled pair of street scenes."),
+        ("sweep", "Tables 3 and 4 of the paper: step 1 with other values of lambda_ci or w, over seeds."),
     ):
         command = commands[name] = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
         command.add_argument("--config", action="config", help="YAML file of the experiment")
@@ -65,11 +67,15 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         add_machine_options(command)
         if name == "train":
             command.add_argument("--row", type=Literal[TRAIN_ROWS], default="sim", help="row to train")
-        if name in ("ablate", "demo"):
+        if name in ("ablate", "demo", "sweep"):
             command.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
+        if name in ("ablate", "demo"):
             command.add_argument(
                 "--rows", type=Literal[ROWS], nargs="+", default=list(DEMO_ROWS), help="rows of the table"
             )
+        if name == "sweep":
+            command.add_argument("--setting", type=Literal[SETTINGS], required=True, help="what is varied")
+            command.add_argument("--values", type=float, nargs="+", default=[], help="default: those of the paper")
         default = "runs/demo" if name == "demo" else None
         command.add_argument("--run_dir", type=str, default=default, required=default is None, help="run folder")
 
@@ -86,6 +92,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
             command.add_argument("--out", type=str, required=True, help="folder for the label maps")
         else:
             command.add_argument("--json", type=bool, default=False, help="print JSON instead of a table")
+            command.add_argument(
+                "--restricted_argmax", type=bool, default=False, help="score subsets by the best of their own classes"
+            )
         add_machine_options(command)
 
     text = "List the public files of weights, or say what given files are. Nothing is downloaded."
@@ -176,6 +185,15 @@ def ablate(options: Namespace) -> int:
     return 0
 
 
+def sweep(options: Namespace) -> int:
+    """`segadapt sweep`."""
+    from segadapt.output.sweep import sweep
+
+    values = tuple(options["values"])  # not .values: Namespace has a method of that name
+    sweep(experiment_of(options), Path(options.run_dir), options.setting, values, options.seeds, machine(options))
+    return 0
+
+
 def pseudo_label(options: Namespace) -> int:
     """`segadapt pseudo-label`."""
     from segadapt.adaptation import procedure
@@ -192,7 +210,7 @@ def evaluate(options: Namespace) -> int:
     """`segadapt evaluate`."""
     from segadapt.adaptation.procedure import evaluate_model
 
-    result = evaluate_model(Path(options.model), options.data, machine(options))
+    result = evaluate_model(Path(options.model), options.data, machine(options), options.restricted_argmax)
     if options.json:
         print(json.dumps(result, indent=1))
     else:
@@ -217,6 +235,7 @@ COMMANDS = {
     "adapt": adapt,
     "ablate": ablate,
     "demo": ablate,
+    "sweep": sweep,
     "pseudo-label": pseudo_label,
     "evaluate": evaluate,
     "weights": weights,

@@ -262,12 +262,14 @@ class PseudoLabelConfig:
         override: Eq. (11): 'fill' puts a confident pseudo-label over the prediction, 'literal' takes the pseudo-label
             with its don't-cares, 'off' matches with the prediction alone.
         model: The model of step 1 that labels; 'best' was chosen on labels, and the result says so.
+        init_from: What step 2 starts from: the initial weights, as step 1 did, or the last model of step 1.
     """
 
     quantile: float = 0.5
     cap: float = 0.9
     override: Literal["fill", "literal", "off"] = "fill"
     model: Literal["last", "best"] = "last"
+    init_from: Literal["initial", "step1"] = "initial"
 
     def __post_init__(self) -> None:
         _refuse_out_of_range("pseudo_labels", self, quantile=(0, 1), cap=(0, 1))

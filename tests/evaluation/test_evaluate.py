@@ -81,3 +81,26 @@ def test_labels_of_a_grid_keep_its_corners() -> None:
     labels = predict_labels(logits, (7, 9))
     assert [labels[row, column].item() for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1))] == [0, 1, 2, 3]
     assert (labels[:3, :4] == 0).all()
+
+
+def test_a_restricted_argmax_asks_among_the_classes_of_a_subset(
+    network: DeepLab, batches: list[EvaluationBatch]
+) -> None:
+    plain, restricted = evaluate(network, batches), evaluate(network, batches, restricted_argmax=True)
+    assert (restricted.iou, restricted.miou) == (plain.iou, plain.miou)
+    for name, members in SPACE.subsets.items():
+        ids = [SPACE.names.index(member) for member in members]
+        hits, union = np.zeros(11), np.zeros(11)
+        with torch.no_grad():
+            for batch in batches:
+                for image, labels in zip(batch.images, batch.labels, strict=True):
+                    logits = predict_logits(network.eval(), image[None])
+                    full = functional.interpolate(logits, tuple(labels.shape), mode="bilinear", align_corners=True)[0]
+                    predicted, true = np.array(ids)[full[ids].argmax(0).numpy()], labels.numpy()
+                    for index in ids:
+                        counted = np.isin(true, ids)
+                        hits[index] += ((predicted == index) & (true == index))[counted].sum()
+                        union[index] += ((predicted == index) | (true == index))[counted].sum()
+        known = [hits[i] / union[i] for i in ids if union[i]]
+        assert restricted.subsets[name] == pytest.approx(100 * np.mean(known), abs=0.05), name
+        assert restricted.subsets[name] != pytest.approx(plain.subsets[name], abs=0.5), name

@@ -93,13 +93,16 @@ def warm_up(experiment: Experiment, run_dir: Path, device: torch.device, termina
     return replace(experiment, network=replace(experiment.network, weights=weights), warm_up=WarmUpConfig())
 
 
-def step2_of(experiment: Experiment) -> Experiment:
-    """Eq. (13): the losses of step 2."""
-    return replace(experiment, loss=replace(experiment.loss, matching=experiment.loss.matching_step2))
+def step2_of(experiment: Experiment, step1_model: Path) -> Experiment:
+    """Step 2 as a training of its own: the losses of Eq. (13) and the weights that it starts from."""
+    loss, network = experiment.loss, experiment.network
+    if experiment.pseudo_labels.init_from == "step1":
+        network = replace(network, weights=str(step1_model))
+    return replace(experiment, loss=replace(loss, matching=loss.matching_step2), network=network)
 
 
 def adapt(experiment: Experiment, run_dir: Path, device: torch.device, terminal: Terminal) -> dict[str, Any]:
-    """Step 1, pseudo-labels, step 2 from the initial weights, evaluation. A stopped call continues where it stood.
+    """Step 1, pseudo-labels, step 2 (from the initial weights, as a rule), evaluation. A stopped call continues.
 
     Returns:
         The content of `run_dir/result.json`.
@@ -109,7 +112,8 @@ def adapt(experiment: Experiment, run_dir: Path, device: torch.device, terminal:
     """
     experiment = warm_up(experiment, run_dir / "warm_up", device, terminal)
     step1_dir, labels_dir = run_dir / "step1", run_dir / "pseudo_labels"
-    step1_experiment, step2_experiment = row_of(experiment, "sim"), step2_of(experiment)
+    step1_experiment = row_of(experiment, "sim")
+    step2_experiment = step2_of(experiment, step1_dir / "model.safetensors")
     options = experiment.pseudo_labels
     # both are asked first, so that the folder of another experiment costs no step 1
     finished_result(step1_dir, step1_experiment)
@@ -225,11 +229,14 @@ def pseudo_label(
     terminal.finish_progress()
 
 
-def evaluate_model(model: Path, data: DataConfig, device: torch.device) -> dict[str, Any]:
+def evaluate_model(
+    model: Path, data: DataConfig, device: torch.device, restricted_argmax: bool = False
+) -> dict[str, Any]:
     """Score a model file on labelled data: the scores of result.json with the provenance the file carries."""
     network, data = load_network(model).to(device), at_size_of(model, data)
     images = find_pairs(data, labelled=True)
-    scores = evaluate(network, evaluation_batches(images, network.label_space, data, EVALUATION_BATCH, workers=0))
+    batches = evaluation_batches(images, network.label_space, data, EVALUATION_BATCH, workers=0)
+    scores = evaluate(network, batches, restricted_argmax)
     return {**scores.as_json(), **json.loads(read_metadata(model).get("provenance", "{}"))}
 
 

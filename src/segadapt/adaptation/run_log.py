@@ -4,6 +4,7 @@ In: nested dictionaries of numbers with a step. Out: one JSON line each, the sam
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -116,8 +117,8 @@ class Metrics:
                 self.board.add_scalar(name, value, step)
 
 
-def lines_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl up to a step, without the half line that a crash may leave; none without a file."""
+def lines_until(path: Path, step: int | float = math.inf) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl up to a step, without the half line that a crash may leave; none without a file."""
     if not path.exists():
         return []
     lines = []

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
-from segadapt.data.label_spaces import LabelSpace
+from segadapt.data.label_spaces import IGNORE
 from segadapt.data.loading import EvaluationBatch
 from segadapt.evaluation.metrics import ConfusionMatrix
 from segadapt.networks.deeplab import DeepLab
@@ -42,35 +42,45 @@ def predict_logits(network: DeepLab, images: UInt8[Tensor, "B 3 H W"]) -> Float[
 
 def predict_labels(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> Integer[Tensor, "H W"]:
     """Most likely class of each pixel at `size` (height, width)."""
-    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=True)[0].argmax(0)
+    return resize_logits(logits, size).argmax(0)
+
+
+def resize_logits(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
+    """Logits at `size` (height, width), bilinear with align_corners."""
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
 @torch.inference_mode()
-def evaluate(network: DeepLab, batches: Iterable[EvaluationBatch]) -> Evaluation:
+def evaluate(network: DeepLab, batches: Iterable[EvaluationBatch], restricted_argmax: bool = False) -> Evaluation:
     """Evaluate `network` (put into eval mode, and back) over all `batches`.
 
     Args:
         network: Its label space says which classes and subsets are scored.
         batches: Images at the network's input size, labels of its classes at their own.
+        restricted_argmax: Whether the score of a subset (SYNTHIA's 13 or 16 of 19 classes) asks for the most likely
+            class of the subset, on the pixels that belong to it. As a rule it does not: a pixel predicted as another
+            class is an error of its own class, and a pixel of another class one of the class it is predicted as.
     """
     space, was_training = network.label_space, network.training
+    device = next(network.parameters()).device
     network.eval()
-    matrix = ConfusionMatrix(space.num_classes, device=next(network.parameters()).device)
+    matrix = ConfusionMatrix(space.num_classes, device=device)
+    members = {name: torch.tensor(space.subset_ids(name), device=device) for name in space.subsets}
+    restricted = {name: ConfusionMatrix(space.num_classes, device) for name in members if restricted_argmax}
     images = 0
     for batch in batches:
         for logits, labels in zip(predict_logits(network, batch.images), batch.labels, strict=True):
-            matrix.update(predict_labels(logits, (labels.shape[-2], labels.shape[-1])), labels)
+            logits = resize_logits(logits, (labels.shape[-2], labels.shape[-1]))
+            matrix.update(logits.argmax(0), labels)
+            for name, subset_matrix in restricted.items():
+                ids, labels = members[name], labels.to(device)
+                subset_matrix.update(ids[logits[ids].argmax(0)], labels.where(torch.isin(labels, ids), IGNORE))
             images += 1
     network.train(was_training)
-    return summarise(matrix, space, images)
-
-
-def summarise(matrix: ConfusionMatrix, space: LabelSpace, images: int) -> Evaluation:
-    """The scores of a filled confusion matrix, in percent."""
     iou = [None if value != value else 100 * value for value in matrix.iou().tolist()]
     return Evaluation(
         miou=100 * matrix.miou(),
         iou=dict(zip(space.names, iou, strict=True)),
-        subsets={name: 100 * matrix.miou(space.subset_ids(name)) for name in space.subsets},
+        subsets={name: 100 * restricted.get(name, matrix).miou(space.subset_ids(name)) for name in members},
         images=images,
     )

@@ -1,7 +1,8 @@
 """The rows of the paper's Table 2, trained one after another over seeds, as a table and as pictures.
 
-In: one experiment, whole. Out: `RUN_DIR/<row>/seed<N>/` run folders, `table.json`, `table.md` and `pictures/`. A
-finished run is read, not trained again; the row `sim` is the first step of `sim_ssl` and is trained once for both.
+In: one experiment, whole. Out: `RUN_DIR/<row>/seed<N>/` run folders, `table.json`, `table.md`, `pictures/` and, where
+`schedule.evaluate_every` asks for scores on the way, Figure 2 as `curves.csv` and `curves.svg`. A finished run is read,
+not trained again; the row `sim` is the first step of `sim_ssl` and is trained once for both.
 """
 
 import json
@@ -19,6 +20,7 @@ from segadapt.adaptation.procedure import adapt, row_of, run_training, warm_up
 from segadapt.adaptation.run_log import Terminal
 from segadapt.config import Experiment
 from segadapt.errors import InputError
+from segadapt.output.curves import save_curves
 from segadapt.output.pictures import save_comparison
 
 TITLES = {
@@ -50,24 +52,27 @@ def ablate(
     Raises:
         InputError: wrong input, or a row or seed that stands twice.
     """
-    for option, values in (("seeds", seeds), ("rows", rows)):
-        if len(set(values)) < len(values):
-            raise InputError(f"{option}: {list(values)} holds a value twice")
+    refuse_repeats(seeds=seeds, rows=rows)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
     with Terminal() as terminal:
         for seed in seeds:
             for name in sorted(rows, key=tuple(TITLES).index):
                 seeded = replace(experiment, seed=seed)
-                results[name].append(run_row(seeded, name, run_dir, device, terminal, "sim_ssl" in rows))
+                results[name].append(
+                    run_row(seeded, name, run_dir, folder_of(run_dir, name, seed, rows), device, terminal)
+                )
                 terminal.say(f"{TITLES[name]}, seed {seed}: mIoU {results[name][-1]['miou']:.1f}")
     table = [row_summary(name, results[name], seeds) for name in rows]
     (run_dir / "table.json").write_text(json.dumps(table, indent=1))
     (run_dir / "table.md").write_text(markdown(table))
     print_table(table)
+    save_curves(
+        {(TITLES[name], seed): folder_of(run_dir, name, seed, rows) for name in rows for seed in seeds}, run_dir
+    )
     if "source_only" in rows and "sim_ssl" in rows:
         models = {
-            "source only": folder_of(run_dir, "source_only", seeds[0]) / "model.safetensors",
-            "adapted": folder_of(run_dir, "sim_ssl", seeds[0]) / "model.safetensors",
+            "source only": folder_of(run_dir, "source_only", seeds[0], rows) / "model.safetensors",
+            "adapted": folder_of(run_dir, "sim_ssl", seeds[0], rows) / "model.safetensors",
         }
         for path in save_comparison(models, experiment.test, run_dir / "pictures", device):
             Console().print(f"picture: {path}", highlight=False)
@@ -75,23 +80,29 @@ def ablate(
 
 
 def run_row(
-    experiment: Experiment, name: str, run_dir: Path, device: torch.device, terminal: Terminal, with_ssl: bool
+    experiment: Experiment, name: str, run_dir: Path, folder: Path, device: torch.device, terminal: Terminal
 ) -> dict[str, Any]:
-    """Train one row of one seed, or read its result."""
-    title = f"{TITLES[name]} (seed {experiment.seed})"
-    if name in ("adversarial", "sim", "sim_ssl"):  # these three start from one network
-        experiment = warm_up(experiment, folder_of(run_dir, "warm_up", experiment.seed), device, terminal)
+    """Train one row of one seed into `folder`, or read its result; adapted rows share a warm-up in `run_dir`."""
+    if name in ("adversarial", "sim", "sim_ssl"):
+        experiment = warm_up(experiment, run_dir / "warm_up" / f"seed{experiment.seed}", device, terminal)
     if name == "sim_ssl":
-        return adapt(experiment, folder_of(run_dir, name, experiment.seed), device, terminal)
-    folder = folder_of(run_dir, name, experiment.seed)
-    if name == "sim" and with_ssl:
-        folder = folder_of(run_dir, "sim_ssl", experiment.seed) / "step1"
+        return adapt(experiment, folder, device, terminal)
+    title = f"{TITLES[name]} (seed {experiment.seed})"
     return run_training(row_of(experiment, name), folder, device, terminal, title)
 
 
-def folder_of(run_dir: Path, name: str, seed: int) -> Path:
-    """The run folder of a row and a seed."""
+def folder_of(run_dir: Path, name: str, seed: int, rows: Sequence[str]) -> Path:
+    """The run folder of a row and a seed, in a table of `rows`."""
+    if name == "sim" and "sim_ssl" in rows:
+        return run_dir / "sim_ssl" / f"seed{seed}" / "step1"
     return run_dir / name / f"seed{seed}"
+
+
+def refuse_repeats(**options: Sequence[object]) -> None:
+    """Raises InputError for an option that holds a value twice: its trainings would be one."""
+    for option, values in options.items():
+        if len(set(values)) < len(values):
+            raise InputError(f"{option}: {list(values)} holds a value twice; name each once")
 
 
 def row_summary(name: str, results: list[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
