@@ -47,13 +47,12 @@ def row_of(experiment: Experiment, name: str) -> Experiment:
         InputError: another name.
     """
     loss, network = experiment.loss, experiment.network
-    # without target images the running statistics must be those of the source batches; with a warm-up, 'frozen' means
-    # the statistics that it leaves, so that itself is not frozen
-    frozen = network.batch_norm == "frozen" and not experiment.warm_up.steps
+    # without target images the running statistics must be those of the source batches
+    separate = network.batch_norm == "source_target_separate"
     unadapted = replace(
         all_steps(experiment),
         loss=replace(loss, adversarial=0.0, matching=0.0, target_segmentation=0.0),
-        network=replace(network, batch_norm="frozen" if frozen else "batch"),
+        network=replace(network, batch_norm="batch") if separate else network,
     )
     if name == "source_only":
         return unadapted
