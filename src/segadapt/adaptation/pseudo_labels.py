@@ -92,6 +92,16 @@ def confident_prediction(
     return labels.to(torch.uint8), confidence
 
 
+def confident_labels(
+    classes: UInt8[np.ndarray, "H W"], confidence: Float[np.ndarray, "H W"], thresholds: Float[np.ndarray, " N"]
+) -> UInt8[np.ndarray, "H W"]:
+    """Eq. (9): the class where it is at least as confident as its threshold, else 255; none for a threshold of NaN.
+
+    Paper: keeps what is above the threshold; of the pixels at the threshold itself there are next to none.
+    """
+    return np.where(confidence >= thresholds[classes], classes, IGNORE).astype(np.uint8)
+
+
 def quantise(confidence: Float[Tensor, "H W"]) -> UInt16[np.ndarray, "H W"]:
     """The histogram bin of each confidence."""
     return (confidence * BINS).clamp(0, BINS - 1).to(torch.int32).cpu().numpy().astype(np.uint16)
@@ -139,7 +149,7 @@ def label_images(
     for path in written:
         classes = np.array(Image.open(path))
         confidence = (np.load(confidence_path(path)).astype(np.float64) + 0.5) / BINS
-        labels = np.where(confidence >= thresholds[classes], classes, IGNORE).astype(np.uint8)
+        labels = confident_labels(classes, confidence, thresholds)
         kept += np.bincount(labels.ravel(), minlength=256)[: len(names)]
         Image.fromarray(labels).save(path)
         confidence_path(path).unlink()
