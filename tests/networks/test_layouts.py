@@ -20,6 +20,7 @@ from segadapt.config import NetworkConfig
 from segadapt.data.label_spaces import CITYSCAPES, STREETS11, SYNTHIA13, SYNTHIA16
 from segadapt.errors import InputError
 from segadapt.networks.known_files import KNOWN_FILES, known_file
+from segadapt.networks.layouts import recognise
 from segadapt.networks.normalisation import CAFFE_BGR, IMAGENET_RGB
 from segadapt.networks.weights import build_network, identify, load_network, read_metadata, save_network
 
@@ -40,10 +41,10 @@ def values(key, shape, generator):
 
 
 def head(prefix, channels, classes, trained, generator):
-    """Four branches as after training: the first `trained` are anything, the others as they were drawn."""
+    """Four branches as after training: of the first `trained` each class has its own spread; the rest as drawn."""
     state = {}
     for branch in range(4):
-        spread = 0.02 if branch < trained else 0.01
+        spread = torch.linspace(0.01, 0.03, classes)[:, None, None, None] if branch < trained else 0.01
         draw = torch.randn(classes, channels, 3, 3, generator=generator)
         state[f"{prefix}.conv2d_list.{branch}.weight"] = draw * spread
         state[f"{prefix}.conv2d_list.{branch}.bias"] = torch.rand(classes, generator=generator)
@@ -226,21 +227,34 @@ def test_half_precision_files_are_read_as_float32(tmp_path):
     assert network.config.aspp_branches == 2
 
 
+def by_class(draw):
+    return draw * torch.linspace(0.5, 1.5, len(draw))[:, None, None, None]
+
+
+def uniform(draw):
+    return torch.rand(draw.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+
+
 @pytest.mark.parametrize(
-    ("change", "branches"),
+    ("change", "layer5", "layer6"),
     [
-        (lambda draw: draw, 2),
-        (lambda draw: draw * 1.04, 4),  # as weight decay moves them
-        (lambda draw: draw + 0.0005, 4),
-        (lambda draw: draw.sign() * 0.01, 4),  # mean and variance of the draw, another distribution
+        (lambda draw: draw, 2, 2),
+        (by_class, 4, 4),  # what training leaves
+        # neither: as the layout's own program
+        (lambda draw: draw * 1.04, 4, 2),
+        (lambda draw: draw.sign() * 0.01, 4, 2),
+        (uniform, 4, 2),
+        (torch.zeros_like, 4, 2),
     ],
 )
-def test_branches_that_were_never_trained_are_not_used(change, branches, tmp_path):
-    state = vgg(2, trained=2)
-    for branch in (2, 3):
-        key = f"classifier.conv2d_list.{branch}.weight"
-        state[key] = change(state[key])
-    assert load_network(saved(tmp_path / "foreign.pth", state), TWO).config.aspp_branches == branches
+def test_branches_that_were_never_trained_are_not_used(change, layer5, layer6, tmp_path):
+    for layer, branches in (("layer5", layer5), ("layer6", layer6)):
+        state = {"layer4.x": torch.zeros(1)} | {f"layer3.{block}.x": torch.zeros(1) for block in range(6)}
+        state |= head(layer, 2048, 2, trained=2, generator=torch.Generator().manual_seed(1))
+        for branch in (2, 3):
+            key = f"{layer}.conv2d_list.{branch}.weight"
+            state[key] = change(state[key])
+        assert recognise(state, tmp_path / "foreign.pth").branches == branches, layer
 
 
 def test_the_caller_may_say_how_many_branches_are_used(tmp_path):

@@ -21,7 +21,8 @@ the stride in the 1x1 convolutions.
 
 All these programs store four ASPP branches, of which some use two: in SIM and AdaptSegNet the forward pass returns
 early, in BDL and ADVENT it does not, and names and shapes are the same. The values tell: a branch that is never reached
-has no gradient and keeps what it was drawn with, N(0, 0.01**2), to the end of training (`_never_trained`).
+has no gradient and keeps what it was drawn with, N(0, 0.01**2), to the end of training, while a trained one has heavy
+tails. Values that say neither are read as the programs of their layout do: `layer6` with two branches, as the paper's.
 """
 
 import math
@@ -41,6 +42,7 @@ from segadapt.networks.vgg import VGG16
 
 # Classes of PASCAL VOC with background: the classifier of the Caffe starts, which no street scene has.
 _VOC_CLASSES = 21
+_ALL_BRANCHES, _EARLY_RETURN = 4, 2
 _INITIAL_STD = 0.01
 
 
@@ -105,11 +107,11 @@ def _resnet(state: dict[str, Tensor], path: Path, aspp_branches: int | None) -> 
     backbone = _depth(state, path)
     kept = _without(state, ("layer5.", "layer6.", "fc."))
     if _has(state, "layer6."):
-        head = _classifier(state, "layer6", ResNet.channels, path, aspp_branches)
+        head = _classifier(state, "layer6", ResNet.channels, path, aspp_branches, _EARLY_RETURN)
         return _adapted("AdaptSegNet, ADVENT or SIM", backbone, kept, head)
     if not _has(state, "layer5."):
         return _start("torchvision", backbone, IMAGENET_RGB, ResNet.from_classification(state))
-    head = _classifier(state, "layer5", ResNet.channels, path, aspp_branches)
+    head = _classifier(state, "layer5", ResNet.channels, path, aspp_branches, _ALL_BRANCHES)
     if len(head["branches.0.bias"]) == _VOC_CLASSES:
         return _start("Caffe's DeepLab", backbone, CAFFE_BGR, kept)
     return _adapted("BDL or single-level AdaptSegNet", backbone, kept, head)
@@ -117,7 +119,7 @@ def _resnet(state: dict[str, Tensor], path: Path, aspp_branches: int | None) -> 
 
 def _vgg(state: dict[str, Tensor], path: Path, aspp_branches: int | None) -> ForeignWeights:
     if _has(state, "classifier.conv2d_list."):
-        head = _classifier(state, "classifier", VGG16.channels, path, aspp_branches)
+        head = _classifier(state, "classifier", VGG16.channels, path, aspp_branches, _EARLY_RETURN)
         return _adapted("AdaptSegNet's VGG-16", "vgg16_adaptsegnet", _without(state, ("classifier.",)), head)
     for key, shape in (("classifier.0.weight", (4096, 25088)), ("classifier.3.weight", (4096, 4096))):
         _require_shape(state, key, shape, path)
@@ -147,9 +149,9 @@ def _depth(state: dict[str, Tensor], path: Path) -> Backbone:
 
 
 def _classifier(
-    state: dict[str, Tensor], layer: str, channels: int, path: Path, aspp_branches: int | None
+    state: dict[str, Tensor], layer: str, channels: int, path: Path, aspp_branches: int | None, usual: int
 ) -> dict[str, Tensor]:
-    """The branches in use of an ASPP, under the names of our classifier."""
+    """The branches in use of an ASPP, under the names of our classifier; `usual` many where the values do not tell."""
     prefix = f"{layer}.conv2d_list."
     stored = sorted({key.split(".")[2] for key in state if key.startswith(prefix)})
     if stored not in (["0", "1"], ["0", "1", "2", "3"]):
@@ -161,7 +163,13 @@ def _classifier(
         _require_shape(state, f"{prefix}{branch}.weight", (classes, channels, 3, 3), path)
         _require_shape(state, f"{prefix}{branch}.bias", (classes,), path)
     later = [state[f"{prefix}{branch}.weight"] for branch in stored[2:]]
-    used = aspp_branches or (2 if all(_never_trained(weight) for weight in later) else 4)
+    if not later or all(_never_trained(weight) for weight in later):
+        told = _EARLY_RETURN
+    elif all(_has_heavy_tails(weight) for weight in later):
+        told = _ALL_BRANCHES
+    else:
+        told = usual
+    used = aspp_branches or told
     if used > len(stored):
         raise InputError(f"{path} has {len(stored)} branches, not {used}")
     return {
@@ -180,6 +188,17 @@ def _never_trained(weight: Tensor) -> bool:
     count = draw.numel()
     moments = ((draw, 0.0, 1.0), (draw**2, 1.0, 2.0), (draw**4, 3.0, 96.0))  # each with its mean and variance
     return all(abs(float(torch.mean(x)) - mean) < 5 * math.sqrt(variance / count) for x, mean, variance in moments)
+
+
+def _has_heavy_tails(weight: Tensor) -> bool:
+    """Whether the kurtosis of `weight` is above that of any normal draw, by more than five standard errors.
+
+    Classes and channels learn at different rates, so what was one draw becomes a mixture of narrow and wide ones.
+    """
+    centred = weight.double() - weight.double().mean()
+    variance = float((centred**2).mean())
+    kurtosis = float((centred**4).mean()) / variance**2 if variance > 0 else 0.0
+    return kurtosis > 3 + 5 * math.sqrt(24 / weight.numel())
 
 
 def _require_shape(state: dict[str, Tensor], key: str, shape: tuple[int, ...] | None, path: Path) -> None:
