@@ -1,6 +1,7 @@
 """Does matching push the features the way the target's labels would? No training, one model, a few images.
 
-    python benchmarks/matching_gradient.py --config configs/demo.yaml --model runs/demo/warm_up/seed0/model.safetensors
+    python benchmarks/matching_gradient.py --config configs/streets_frozen.yaml
+        --model runs/streets_frozen/warm_up/seed0/model.safetensors
 
 Banks are filled from source images by the model; then, for target images, the gradient of each loss with respect to the
 backbone is summed over the images and compared with that of the cross-entropy with the true target labels, which no

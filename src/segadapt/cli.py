@@ -5,7 +5,9 @@ Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted.
 
 import argparse
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser, commands = build_parser()
         refuse_wrong_config_files(arguments, commands)
         options = parser.instantiate(parser.parse_args(arguments))
-        return COMMANDS[options.subcommand](options[options.subcommand])
+        code = COMMANDS[options.subcommand](options[options.subcommand])
+        sys.stdout.flush()  # here, where a closed pipe is still an exception
+        return code
+    except BrokenPipeError:  # who read our output has gone, as `| head` does; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ArgumentError, InputError, OSError) as error:
         line = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
         print(f"segadapt: error: {line}", file=sys.stderr)
