@@ -15,6 +15,7 @@ import oracle
 from segadapt.adaptation.pseudo_labels import (
     BINS,
     class_thresholds,
+    confident_labels,
     confident_prediction,
     label_images,
     override,
@@ -104,10 +105,16 @@ def test_thresholds_of_the_reference_set() -> None:
     assert (released >= GOLDEN["paper_median"])[~absent].all()
 
 
+def labels_of(classes: np.ndarray, confidence: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Eq. (9) by the package, image by image."""
+    pairs = zip(classes.astype(np.uint8), confidence, strict=True)
+    return np.stack([confident_labels(of_image, sure, thresholds) for of_image, sure in pairs])
+
+
 def test_labels_of_the_reference_set() -> None:
     classes, confidence = GOLDEN["pred_label"], GOLDEN["pred_prob"].astype(np.float32)
     thresholds = thresholds_of_the_package(0.9)
-    labels = np.where(confidence >= thresholds[classes], classes, 255)
+    labels = labels_of(classes, confidence, thresholds)
     near = np.abs(confidence - thresholds[classes]) <= 1 / BINS
     assert near.mean() < 0.001
     # the paper keeps what is above the median, we what reaches it: only pixels on the threshold itself may differ
@@ -150,7 +157,7 @@ def test_eq_9_takes_the_most_likely_class_or_none() -> None:
     thresholds = GOLDEN["paper_y"]  # of the edited maps; the labels are of the unedited ones
     strictly = np.where(confidence.astype(np.float64) > thresholds[classes], classes, 255)
     np.testing.assert_array_equal(strictly, GOLDEN["paper_label_argmax_only_unedited"])
-    labels = np.where(confidence >= thresholds[classes], classes, 255)
+    labels = labels_of(classes, confidence, thresholds)
     assert 0 < (labels != strictly).mean() < 0.0001, "only pixels on the threshold itself"
     literal = GOLDEN["paper_label_literal"]
     assert (strictly == literal)[strictly != 255].all(), "where the arg max is sure, both say the same"
