@@ -21,7 +21,7 @@ from torch import Tensor
 
 from segadapt.adaptation.step import agrees, cross_entropy, find_regions, upsample
 from segadapt.adaptation.trainer import new_state
-from segadapt.cli import build_parser, experiment_of
+from segadapt.commands.options import experiment_from
 from segadapt.config import DataConfig
 from segadapt.data.loading import evaluation_batches
 from segadapt.data.readers import find_pairs
@@ -41,9 +41,7 @@ def main() -> None:
     parser.add_argument("--target-images", type=int, default=24)
     options = parser.parse_args()
 
-    commands, _ = build_parser()
-    parsed = commands.parse_args(["adapt", f"--config={options.config}", "--run_dir=unused"])
-    experiment = experiment_of(commands.instantiate(parsed).adapt)
+    experiment = experiment_from(options.config)
     network = load_network(options.model)
     state = new_state(experiment, network.label_space, torch.device("cpu"))
     state.segmenter = network

@@ -19,7 +19,7 @@ import torch
 from segadapt.adaptation import step as step_module
 from segadapt.adaptation.procedure import SOURCE, TARGET, row_of
 from segadapt.adaptation.trainer import new_state
-from segadapt.cli import build_parser, experiment_of, keep_freed_memory
+from segadapt.commands.options import experiment_from, keep_freed_memory
 from segadapt.data.loading import training_batches
 from segadapt.data.readers import find_pairs
 from segadapt.matching import matching_losses, region_means
@@ -49,9 +49,7 @@ class Stopwatch:
 
 def main() -> None:
     keep_freed_memory()
-    parser, _ = build_parser()
-    options = parser.parse_args(["adapt", "--config", "configs/demo.yaml", "--run_dir", "unused"])
-    experiment = row_of(experiment_of(parser.instantiate(options).adapt), "sim")
+    experiment = row_of(experiment_from("configs/demo.yaml"), "sim")
     domains = [(experiment.source, True, SOURCE), (experiment.target, False, TARGET)]
     batch_size = experiment.schedule.batch_size
     streams = []

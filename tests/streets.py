@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from segadapt.cli import build_parser, experiment_of
+from segadapt.commands.options import experiment_from
 from segadapt.config import Experiment
 
 ROOT = Path(__file__).parent.parent
@@ -12,9 +12,7 @@ SIZE = (48, 64)
 
 def tiny(data: Path = ROOT / "data" / "streets", steps: int = 4) -> Experiment:
     """configs/smoke.yaml at postage-stamp size; what evaluates and logs does so every other step or each."""
-    parser, _ = build_parser()
-    options = parser.parse_args(["adapt", f"--config={ROOT}/configs/smoke.yaml", "--run_dir=x"])
-    experiment = experiment_of(parser.instantiate(options).adapt)
+    experiment = experiment_from(ROOT / "configs/smoke.yaml")
     here = {
         name: replace(getattr(experiment, name), root=str(data / Path(getattr(experiment, name).root).name), size=SIZE)
         for name in ("source", "target", "test")

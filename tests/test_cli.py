@@ -156,15 +156,15 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_every_shipped_configuration_is_accepted() -> None:
-    from segadapt.cli import build_parser
+    from segadapt.cli import command_parser
 
     configs = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
     assert {"demo.yaml", "smoke.yaml", "synstreet_to_camvid.yaml"} <= {path.name for path in configs}
     for path in configs:
         assert path.read_text().startswith("#"), f"{path}: says in a comment what it is"
-        parsed = build_parser()[0].parse_args(["adapt", "--config", str(path), "--run_dir", "runs/x"])
+        parsed = command_parser("adapt")[1].parse_args(["--config", str(path), "--run_dir", "runs/x"])
         written = yaml.safe_load(path.read_text())
-        assert parsed.adapt.schedule.steps == written["schedule"]["steps"]
+        assert parsed.schedule.steps == written["schedule"]["steps"]
 
 
 def test_json_of_evaluate_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

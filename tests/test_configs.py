@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segadapt.cli import TRAIN_ROWS, build_parser, experiment_of, main
+from segadapt.cli import command_parser, main
+from segadapt.commands.options import experiment_of
+from segadapt.commands.train import TRAIN_ROWS
 from segadapt.config import ClassifierAgreement, Experiment, MatchingConfig, NetworkConfig
 from segadapt.data.label_spaces import CITYSCAPES, SYNTHIA16
 from streets import ROOT, few
@@ -27,9 +29,8 @@ SHORT += ["--augmentation.crop=null", "--schedule.evaluate_every=0", "--schedule
 
 def composed(*files: Path, command: str = "adapt") -> Any:
     """The options that these files make together, the later ones over the earlier."""
-    parser, _ = build_parser()
-    options = parser.parse_args([command, *(f"--config={file}" for file in files), "--run_dir=x"])
-    return parser.instantiate(options)[command]
+    _, parser = command_parser(command)
+    return parser.instantiate(parser.parse_args([*(f"--config={file}" for file in files), "--run_dir=x"]))
 
 
 def labels_of(space_ids: list[int], size: tuple[int, int] = SMALL) -> np.ndarray:

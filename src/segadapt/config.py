@@ -69,6 +69,25 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True)
+class TranslationConfig:
+    """Source images in the target's style while training (the paper's IT); each with a target image drawn at random.
+
+    Args:
+        method: 'lab': mean and deviation of the Lab channels (Reinhard et al. 2001); 'histogram': of each RGB channel;
+            'fourier': amplitudes of the lowest frequencies (FDA, Yang and Soatto 2020).
+        beta: Of 'fourier': half the window's side as a share of the image's.
+        share: Of source images, how many are translated.
+    """
+
+    method: Literal["off", "lab", "histogram", "fourier"] = "off"
+    beta: float = 0.01
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        _refuse_out_of_range("translation", self, beta=(0, 0.5), share=(0, 1))
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """The segmentation network.
 
@@ -285,6 +304,7 @@ class Experiment:
         test: Labelled images of the target domain, for evaluation alone.
         classes: Class names to train; empty: all that source and target have in common.
         augmentation: Random transforms of both domains.
+        translation: Source images in the target's style, for the rows that adapt.
         network: The segmentation network.
         loss: Weights of the losses.
         matching: Stuff-and-instance matching.
@@ -300,6 +320,7 @@ class Experiment:
     test: DataConfig = field(default_factory=DataConfig)
     classes: tuple[str, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    translation: TranslationConfig = field(default_factory=TranslationConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)

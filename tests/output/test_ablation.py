@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segadapt.output.ablation import ablate, gap_closed, lines_of, markdown, row_summary
+from segadapt.adaptation.run_log import Terminal
+from segadapt.output.ablation import ablate, gap_closed, lines_of, markdown, print_table, row_summary
 from segadapt.output.pictures import GAP
 from streets import few, tiny
 
@@ -72,7 +73,7 @@ def test_a_real_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     data = tmp_path / "data"
     data.mkdir()
     experiment, run_dir = tiny(few(data), steps=2), tmp_path / "run"
-    table = ablate(experiment, run_dir, [0, 1], ROWS, CPU)
+    table = ablate(experiment, run_dir, [0, 1], ROWS, CPU, Terminal())
     assert table == json.loads((run_dir / "table.json").read_text())
     assert [line["name"] for line in table] == list(ROWS)
     for line in table:
@@ -88,6 +89,7 @@ def test_a_real_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         result = json.loads((run_dir / "sim_ssl" / f"seed{seed}" / "step1" / "result.json").read_text())
         assert (result["miou"], result["seed"]) == (miou, seed)
     assert (run_dir / "table.md").read_text() == markdown(table)
+    print_table(table)
     shown = capsys.readouterr().out
     assert all(f"{line['miou']:.1f}" in shown for line in table)
 
@@ -98,5 +100,5 @@ def test_a_real_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert np.array(Image.open(path)).shape[1] == 4 * width + 3 * GAP, "photograph, two models, labels"
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")}
-    assert ablate(experiment, run_dir, [0, 1], ROWS, CPU) == table
+    assert ablate(experiment, run_dir, [0, 1], ROWS, CPU, Terminal()) == table
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")} == before

@@ -19,17 +19,18 @@ import yaml
 
 import segadapt
 from segadapt.adaptation.checkpoints import load_state, whole_file
-from segadapt.adaptation.pseudo_labels import label_images
+from segadapt.adaptation.pseudo_labels import LabellingReport, label_images
 from segadapt.adaptation.run_log import Metrics, Terminal
 from segadapt.adaptation.step import adapts_to_target
 from segadapt.adaptation.trainer import new_state, train
-from segadapt.config import DataConfig, Experiment, PseudoLabelConfig, WarmUpConfig
+from segadapt.config import DataConfig, Experiment, PseudoLabelConfig, TranslationConfig, WarmUpConfig
 from segadapt.data.label_spaces import LabelSpace, common
 from segadapt.data.loading import Batch, evaluation_batches, fingerprint, training_batches
 from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import Evaluation, evaluate
 from segadapt.networks.weights import load_network, read_metadata, save_network
+from segadapt.translation import StyleTransfer
 
 CONFIG_FILE, RESULT_FILE = "config.yaml", "result.json"
 EVALUATION_BATCH = 4
@@ -53,6 +54,7 @@ def row_of(experiment: Experiment, name: str) -> Experiment:
         all_steps(experiment),
         loss=replace(loss, adversarial=0.0, matching=0.0, target_segmentation=0.0),
         network=replace(network, batch_norm="batch") if separate else network,
+        translation=TranslationConfig(),
     )
     if name == "source_only":
         return unadapted
@@ -167,16 +169,21 @@ def run_training(
     if left_out:
         terminal.say(f"trained on the {space.num_classes} classes in common; left out: {', '.join(left_out)}")
 
-    def stream(images: ImageSet, data: DataConfig, domain: int, step: int, labels: Path | None) -> Iterator[Batch]:
+    def stream(
+        images: ImageSet, data: DataConfig, domain: int, step: int, labels: Path | None, style: StyleTransfer | None
+    ) -> Iterator[Batch]:
         return training_batches(
             images, space, data, experiment.augmentation, schedule.batch_size, experiment.seed, domain,
-            schedule.workers, step * schedule.batch_size, labels,
+            schedule.workers, step * schedule.batch_size, labels, style,
         )  # fmt: skip
+
+    translation = experiment.translation
+    style = None if translation.method == "off" else StyleTransfer(translation, target.images)
 
     def streams(step: int) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
         return (
-            stream(source, experiment.source, SOURCE, step, None),
-            stream(target, experiment.target, TARGET, step, pseudo_labels) if uses_target else None,
+            stream(source, experiment.source, SOURCE, step, None, style),
+            stream(target, experiment.target, TARGET, step, pseudo_labels, None) if uses_target else None,
         )
 
     state = new_state(experiment, space, device)
@@ -218,14 +225,15 @@ def pseudo_label(
     out: Path,
     device: torch.device,
     terminal: Terminal,
-) -> None:
+) -> LabellingReport:
     """Label the images of `data` with the network in `model`, Eq. (9), into `out`."""
     network, data = load_network(model).to(device), at_size_of(model, data)
     images = find_pairs(data, labelled=False)
     terminal.start_progress("pseudo-labels", 2 * len(images))
     batches = evaluation_batches(images, network.label_space, data, EVALUATION_BATCH, workers)
-    label_images(network, batches, options, out, terminal.advance)
+    report = label_images(network, batches, options, out, terminal.advance)
     terminal.finish_progress()
+    return report
 
 
 def evaluate_model(

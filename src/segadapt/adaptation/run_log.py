@@ -29,10 +29,14 @@ except ImportError:  # the extra [tensorboard] is not installed
 
 
 class Terminal:
-    """Messages and progress on standard error; plain lines where that is no terminal."""
+    """Messages and progress on standard error; plain lines where that is no terminal.
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
+    Args:
+        quiet: Whether nothing is shown at all.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self.bar: Progress | None = None
 
     def __enter__(self) -> "Terminal":
@@ -50,7 +54,7 @@ class Terminal:
     def start_progress(self, title: str, total: int, done: int = 0) -> None:
         """Begin a new bar, or a plain heading where output is not a terminal."""
         self.finish_progress()
-        if not sys.stderr.isatty():
+        if self.console.quiet or not sys.stderr.isatty():
             self.say(f"{title}: {done}/{total}")
             return
         columns = (

@@ -4,7 +4,7 @@ In: an ImageSet, the trained label space, the configuration, a seed. Out: Batch 
 for scoring. A run that resumes somewhere, or reads with other workers or processes, sees the same samples.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -36,7 +36,10 @@ __all__ = [
 T = TypeVar("T")
 
 # What a generator seeded by (seed, domain, use, number) is used for, so that no two uses share their numbers.
-_ORDER, _AUGMENTATION = 0, 1
+_ORDER, _AUGMENTATION, _TRANSLATION = 0, 1, 2
+
+# An 8-bit RGB image (H, W, 3) to one of the same size and another style, at random.
+Translate = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 class Sample(TypedDict):
@@ -77,6 +80,7 @@ class TrainingSet(Dataset[Sample]):
         domain: Number of the domain, so that source and target draw differently.
         pseudo_labels: A folder of 8-bit PNGs that replaces the labels, in train ids of `space`, named as
             `ImageSet.image_name` says; None reads the labels of the set.
+        translate: Gives images another style before they are augmented; None leaves them.
 
     Raises:
         InputError: An option is out of range or the folder of pseudo-labels is missing; and, when a sample is
@@ -92,6 +96,7 @@ class TrainingSet(Dataset[Sample]):
         seed: int,
         domain: int,
         pseudo_labels: Path | None = None,
+        translate: Translate | None = None,
     ) -> None:
         _check(data_config, augmentation, seed)
         if pseudo_labels is not None and not pseudo_labels.is_dir():
@@ -103,6 +108,7 @@ class TrainingSet(Dataset[Sample]):
         self.seed = seed
         self.domain = domain
         self.pseudo_labels = pseudo_labels
+        self.translate = translate
         self.table = _table(image_set, space)
 
     def index(self, position: int) -> int:
@@ -114,6 +120,9 @@ class TrainingSet(Dataset[Sample]):
         index = self.index(position)
         image = read_image(self.image_set.images[index])
         labels = self._labels(index, image.shape[:2])
+        if self.translate:
+            random = np.random.default_rng([self.seed, self.domain, _TRANSLATION, position])
+            image = self.translate(resize_image(image, self.size or image.shape[:2]), random)
         random = np.random.default_rng([self.seed, self.domain, _AUGMENTATION, position])
         image, labels = augment(image, labels, self.size, self.augmentation, random)
         return Sample(image=_channels_first(image), labels=torch.from_numpy(labels.astype(np.int64)), index=index)
@@ -148,6 +157,7 @@ def training_batches(
     workers: int,
     start_position: int = 0,
     pseudo_labels: Path | None = None,
+    translate: Translate | None = None,
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
@@ -164,6 +174,7 @@ def training_batches(
         workers: Processes that read ahead; 0 reads in this one.
         start_position: Samples that all processes together have consumed so far.
         pseudo_labels: As TrainingSet.
+        translate: As TrainingSet.
         rank: Number of this training process.
         processes: Training processes; together they read what one with `processes * batch_size` would.
 
@@ -171,7 +182,7 @@ def training_batches(
         InputError: As TrainingSet, or the images of a batch differ in size.
     """
     _check_batches(batch_size, workers)
-    pairs = TrainingSet(image_set, space, data_config, augmentation, seed, domain, pseudo_labels)
+    pairs = TrainingSet(image_set, space, data_config, augmentation, seed, domain, pseudo_labels, translate)
     starts = count(start_position + rank * batch_size, processes * batch_size)
     positions = (tuple(range(start, start + batch_size)) for start in starts)
     return _read_ahead(_TrainingBatches(pairs), positions, workers)

@@ -34,9 +34,14 @@ TITLES = {
 
 
 def ablate(
-    experiment: Experiment, run_dir: Path, seeds: Sequence[int], rows: Sequence[str], device: torch.device
+    experiment: Experiment,
+    run_dir: Path,
+    seeds: Sequence[int],
+    rows: Sequence[str],
+    device: torch.device,
+    terminal: Terminal,
 ) -> list[dict[str, Any]]:
-    """Train `rows` for each of `seeds`, print the table and save the pictures.
+    """Train `rows` for each of `seeds`, save the table and the pictures.
 
     Args:
         experiment: The whole method; its own seed is not used.
@@ -44,6 +49,7 @@ def ablate(
         seeds: One training of each row each.
         rows: Names, as `procedure.row_of` knows them, and sim_ssl.
         device: Where to train.
+        terminal: Shows progress.
 
     Returns:
         The content of `run_dir/table.json`: for each row name, miou and miou_std (percent, over seeds; the deviation of
@@ -54,18 +60,14 @@ def ablate(
     """
     refuse_repeats(seeds=seeds, rows=rows)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
-    with Terminal() as terminal:
-        for seed in seeds:
-            for name in sorted(rows, key=tuple(TITLES).index):
-                seeded = replace(experiment, seed=seed)
-                results[name].append(
-                    run_row(seeded, name, run_dir, folder_of(run_dir, name, seed, rows), device, terminal)
-                )
-                terminal.say(f"{TITLES[name]}, seed {seed}: mIoU {results[name][-1]['miou']:.1f}")
+    for seed in seeds:
+        for name in sorted(rows, key=tuple(TITLES).index):
+            folder = folder_of(run_dir, name, seed, rows)
+            results[name].append(run_row(replace(experiment, seed=seed), name, run_dir, folder, device, terminal))
+            terminal.say(f"{TITLES[name]}, seed {seed}: mIoU {results[name][-1]['miou']:.1f}")
     table = [row_summary(name, results[name], seeds) for name in rows]
     (run_dir / "table.json").write_text(json.dumps(table, indent=1))
     (run_dir / "table.md").write_text(markdown(table))
-    print_table(table)
     save_curves(
         {(TITLES[name], seed): folder_of(run_dir, name, seed, rows) for name in rows for seed in seeds}, run_dir
     )
@@ -75,7 +77,7 @@ def ablate(
             "adapted": folder_of(run_dir, "sim_ssl", seeds[0], rows) / "model.safetensors",
         }
         for path in save_comparison(models, experiment.test, run_dir / "pictures", device):
-            Console().print(f"picture: {path}", highlight=False)
+            terminal.say(f"picture: {path}")
     return table
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 
 from segadapt.adaptation.run_log import Terminal
 from segadapt.config import Experiment
@@ -33,6 +32,7 @@ def sweep(
     values: Sequence[float],
     seeds: Sequence[int],
     device: torch.device,
+    terminal: Terminal,
 ) -> list[dict[str, Any]]:
     """Train step 1 (row `sim`) for each value and seed, and write the table.
 
@@ -43,6 +43,7 @@ def sweep(
         values: Of the setting; empty: those of the paper.
         seeds: One training of each value each.
         device: Where to train.
+        terminal: Shows progress.
 
     Returns:
         The content of `run_dir/table.json`: as that of `ablate`, with `value` for each row.
@@ -54,17 +55,15 @@ def sweep(
     refuse_repeats(values=values, seeds=seeds)
     varied = {value: with_setting(experiment, setting, value) for value in values}  # all of them before any training
     table = []
-    with Terminal() as terminal:
-        for value, experiment in varied.items():
-            results = []
-            for seed in seeds:
-                folder = run_dir / f"{setting}_{value:g}" / f"seed{seed}"
-                results.append(run_row(replace(experiment, seed=seed), "sim", run_dir, folder, device, terminal))
-                terminal.say(f"{setting} {value:g}, seed {seed}: mIoU {results[-1]['miou']:.1f}")
-            table.append({"value": value, **row_summary(f"{setting} {value:g}", results, seeds)})
+    for value, experiment in varied.items():
+        results = []
+        for seed in seeds:
+            folder = run_dir / f"{setting}_{value:g}" / f"seed{seed}"
+            results.append(run_row(replace(experiment, seed=seed), "sim", run_dir, folder, device, terminal))
+            terminal.say(f"{setting} {value:g}, seed {seed}: mIoU {results[-1]['miou']:.1f}")
+        table.append({"value": value, **row_summary(f"{setting} {value:g}", results, seeds)})
     (run_dir / "table.json").write_text(json.dumps(table, indent=1))
     (run_dir / "table.md").write_text(markdown(setting, table))
-    Console().print(markdown(setting, table), highlight=False)
     return table
 
 

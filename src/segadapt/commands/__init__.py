@@ -1,0 +1,13 @@
+"""The command line's commands: a module each, with `add_options` and `run`; here the list of them."""
+
+# name -> one line of help; the module is the name with _ for -
+COMMANDS = {
+    "demo": "Train the rows of the paper's Table 2 on the bundled pair of street scenes.",
+    "train": "Train one row of the method: source only, AdaBN, adversarial, SIM or target only.",
+    "adapt": "The whole procedure: step 1, pseudo-labels, step 2, evaluation.",
+    "ablate": "The rows of the paper's Table 2 over seeds: a table and pictures.",
+    "sweep": "Tables 3 and 4 of the paper: step 1 with other values of lambda_ci or w, over seeds.",
+    "pseudo-label": "Label images with a model's confident predictions, Eq. (9).",
+    "evaluate": "Score a model on labelled images.",
+    "weights": "List the public files of weights, or say what given files are. Nothing is downloaded.",
+}

@@ -1,0 +1,28 @@
+"""`segadapt evaluate`: a model's scores."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from segadapt.commands.options import add_machine, add_switch, device_of, print_scores
+from segadapt.config import DataConfig
+
+EXAMPLE = "segadapt evaluate --model runs/smoke/model.safetensors --data.root data/streets/adverse --data.split val"
+
+
+def add_options(command: ArgumentParser) -> None:
+    """Options of the command."""
+    command.add_argument("--config", action="config", help="YAML file with these options")
+    command.add_argument("--model", type=str, required=True, help="model.safetensors of a run")
+    command.add_class_arguments(DataConfig, "data")
+    add_switch(command, "--restricted_argmax", "score subsets by the best of their own classes")
+    add_machine(command)
+
+
+def run(options: Namespace) -> int:
+    """Score and print."""
+    from segadapt.adaptation.procedure import evaluate_model
+
+    result = evaluate_model(Path(options.model), options.data, device_of(options), options.restricted_argmax)
+    print_scores(result, options.json)
+    return 0

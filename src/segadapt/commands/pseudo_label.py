@@ -1,0 +1,33 @@
+"""`segadapt pseudo-label`: Eq. (9) on its own."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from segadapt.commands.options import add_machine, device_of, terminal_of
+from segadapt.config import DataConfig, PseudoLabelConfig
+
+EXAMPLE = "segadapt pseudo-label --model runs/smoke/model.safetensors --data.root my_images --out labels"
+
+
+def add_options(command: ArgumentParser) -> None:
+    """Options of the command."""
+    command.add_argument("--config", action="config", help="YAML file with these options")
+    command.add_argument("--model", type=str, required=True, help="model.safetensors of a run")
+    command.add_class_arguments(DataConfig, "data")
+    command.add_class_arguments(PseudoLabelConfig, "pseudo_labels", skip={"override", "model", "init_from"})
+    command.add_argument("--out", type=str, required=True, help="folder for the label maps")
+    add_machine(command)
+
+
+def run(options: Namespace) -> int:
+    """Label the images and say where the labels are."""
+    from segadapt.adaptation.procedure import pseudo_label
+
+    out, device = Path(options.out), device_of(options)
+    with terminal_of(options) as terminal:
+        report = pseudo_label(Path(options.model), options.data, options.pseudo_labels, 0, out, device, terminal)
+    print(json.dumps(asdict(report), indent=1) if options.json else f"{out}: label maps and thresholds.json")
+    return 0
