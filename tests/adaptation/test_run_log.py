@@ -1,11 +1,12 @@
 """metrics.jsonl: one line a step, none twice after a crash; and the terminal's plain lines."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from segadapt.adaptation.run_log import Metrics, Terminal, flatten, lines_until
+from segadapt.adaptation.run_log import Metrics, Terminal, command_line, flatten, lines_until
 
 
 def written(run_dir: Path) -> list[dict]:
@@ -59,3 +60,9 @@ def test_where_output_is_no_terminal_progress_is_a_plain_line(capsys: pytest.Cap
     output = capsys.readouterr()
     assert output.err == "step 1: 20/150\nleft out: fence\n"
     assert output.out == ""
+
+
+@pytest.mark.parametrize("program", ["/venv/bin/segadapt", "/venv/lib/segadapt/__main__.py"])
+def test_the_command_is_as_a_shell_takes_it(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "adapt", "--test.size", "[96, 128]"])
+    assert command_line() == "segadapt adapt --test.size '[96, 128]'"

@@ -20,7 +20,7 @@ import yaml
 import segadapt
 from segadapt.adaptation.checkpoints import load_state, whole_file
 from segadapt.adaptation.pseudo_labels import LabellingReport, label_images
-from segadapt.adaptation.run_log import Metrics, Terminal
+from segadapt.adaptation.run_log import Metrics, Terminal, command_line
 from segadapt.adaptation.step import adapts_to_target
 from segadapt.adaptation.trainer import new_state, train
 from segadapt.config import DataConfig, Experiment, PseudoLabelConfig, TranslationConfig, WarmUpConfig
@@ -209,6 +209,7 @@ def run_training(
     result = {
         **result_of(evaluations, schedule.last_k),
         **provenance,
+        "command": command_line(),
         "seconds": time.perf_counter() - started,
         **(notes or {}),
     }

@@ -5,6 +5,8 @@ In: nested dictionaries of numbers with a step. Out: one JSON line each, the sam
 
 import json
 import math
+import os
+import shlex
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from segadapt.adaptation.checkpoints import whole_file
+from segadapt.whole_file import whole_file
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -89,14 +91,18 @@ class Metrics:
     Args:
         run_dir: Folder of the training; it exists.
         step: Steps the training has behind it; lines of later steps are dropped.
+        writes: Whether this process writes the files; the others only read what is there.
 
     Attributes:
         earlier: The lines that were kept.
     """
 
-    def __init__(self, run_dir: Path, step: int = 0) -> None:
+    def __init__(self, run_dir: Path, step: int = 0, writes: bool = True) -> None:
         path = run_dir / "metrics.jsonl"
         self.earlier = lines_until(path, step)
+        self.file = self.board = None
+        if not writes:
+            return
         with whole_file(path) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in self.earlier)
         self.file = path.open("a", encoding="utf-8")
@@ -108,17 +114,31 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
         if self.board:
             self.board.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line {"step": step, **values}; nested dictionaries stay nested; for TensorBoard '/' joins them."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
+        if self.file:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
         if self.board:
             for name, value in flatten(values).items():
                 self.board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Make all lines last through a power cut."""
+        if self.file:
+            os.fsync(self.file.fileno())
+
+
+def command_line() -> str:
+    """The command that this process was started with, as a shell takes it."""
+    program = Path(sys.argv[0])
+    name = "segadapt" if program.name == "__main__.py" else program.name  # python -m segadapt
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def lines_until(path: Path, step: int | float = math.inf) -> list[dict[str, Any]]:
