@@ -40,6 +40,8 @@ class DataConfig:
         labels: Of reader 'folder': where their labels lie, with the same *; empty means 'labels/*'.
         size: (height, width) the images are resized to before they enter the network; null keeps their size (and for
             a model file means the size it was tested at).
+        translated: A folder of the same images in another style ('segadapt translate apply'), read in their place;
+            names are those of the images below their own folder, with any suffix. Labels stay; empty: none.
     """
 
     reader: ReaderName = "folder"
@@ -49,6 +51,7 @@ class DataConfig:
     images: str = ""
     labels: str = ""
     size: tuple[int, int] | None = None
+    translated: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,14 @@ class NetworkConfig:
         batch_norm: 'batch': statistics of each batch, running mixture of both domains at test; 'frozen': the
             statistics the weights came with; 'source_target_separate': each domain its own batches, target statistics
             at test.
+        sync_batch_norm: With torchrun on GPUs, statistics of the batches of all processes together.
     """
 
     backbone: Backbone = "resnet101"
     weights: str = "imagenet"
     aspp_branches: Literal[2, 4] = 4
     batch_norm: BatchNorm = "batch"
+    sync_batch_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,10 +254,11 @@ class ScheduleConfig:
     Args:
         steps: Optimiser steps of one training; the last model is always evaluated.
         decay_steps: Steps at which the polynomial schedule reaches zero; null: steps.
-        batch_size: Images of each domain in a batch.
+        batch_size: Images of each domain in a batch; with torchrun, of each process.
+        accumulate: Parts in which a batch is computed, one after another, for batches larger than the memory.
         evaluate_every: Steps between evaluations on the test split; 0: only the last model.
         last_k: Evaluations averaged into the mean of the last k.
-        save_every: Steps between checkpoints; 0: only the last.
+        save_every: Steps between checkpoints, which a killed run loses at most; 0: only the last.
         log_every: Steps between lines of metrics.jsonl.
         workers: Processes that read and transform images, for each domain; 0: in the training process.
     """
@@ -260,15 +266,22 @@ class ScheduleConfig:
     steps: int = 250_000
     decay_steps: int | None = None
     batch_size: int = 1
+    accumulate: int = 1
     evaluate_every: int = 0
     last_k: int = 5
-    save_every: int = 0
+    save_every: int = 500
     log_every: int = 20
     workers: int = 2
 
     def __post_init__(self) -> None:
         _refuse_out_of_range("schedule", self, **dict.fromkeys(("steps", "evaluate_every", "save_every"), (0, inf)))
-        _refuse_out_of_range("schedule", self, **dict.fromkeys(("decay_steps", "last_k", "log_every"), (1, inf)))
+        positive = ("decay_steps", "accumulate", "last_k", "log_every")
+        _refuse_out_of_range("schedule", self, **dict.fromkeys(positive, (1, inf)))
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"schedule.accumulate: {self.accumulate} parts do not divide a batch of {self.batch_size}; "
+                "use a divisor of schedule.batch_size"
+            )
 
 
 @dataclass(frozen=True)

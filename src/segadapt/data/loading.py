@@ -4,7 +4,8 @@ In: an ImageSet, the trained label space, the configuration, a seed. Out: Batch 
 for scoring. A run that resumes somewhere, or reads with other workers or processes, sees the same samples.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import signal
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segadapt.config import AugmentationConfig, DataConfig
-from segadapt.data.decoding import read_image, read_labels, read_raw_ids
+from segadapt.data.decoding import image_size, read_image, read_labels, read_raw_ids
 from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace, remap
 from segadapt.data.readers import ImageSet, fingerprint
 from segadapt.data.transforms import augment, resize_image
@@ -118,8 +119,8 @@ class TrainingSet(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         index = self.index(position)
-        image = read_image(self.image_set.images[index])
-        labels = self._labels(index, image.shape[:2])
+        image = read_image(self.image_set.file(index))
+        labels = self._labels(index, _original_size(self.image_set, index, image))
         if self.translate:
             random = np.random.default_rng([self.seed, self.domain, _TRANSLATION, position])
             image = self.translate(resize_image(image, self.size or image.shape[:2]), random)
@@ -196,6 +197,7 @@ def evaluation_batches(
     workers: int,
     rank: int = 0,
     processes: int = 1,
+    skip: Container[str] = (),
 ) -> Iterator[EvaluationBatch]:
     """Every image of a set once, in order, without augmentation.
 
@@ -207,13 +209,16 @@ def evaluation_batches(
         workers: Processes that read ahead; 0 reads in this one.
         rank: Number of this process.
         processes: Processes that share the set; each reads every `processes`-th image.
+        skip: Names of images; a batch of nothing but these is left out. Others stay as they are, because a network
+            may give an image other last digits in another batch.
 
     Raises:
         InputError: A file is wrong, or the images of a batch differ in size.
     """
     _check_batches(batch_size, workers)
     indices = range(rank, len(image_set), processes)
-    groups = (tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size))
+    batches = (tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size))
+    groups = (group for group in batches if not all(image_set.image_name(index) in skip for index in group))
     return _read_ahead(_EvaluationBatches(image_set, space, data_config.size), groups, workers)
 
 
@@ -243,12 +248,13 @@ class _EvaluationBatches(Dataset["EvaluationBatch | InputError"]):
         try:
             images, labels = [], []
             for index in indices:
-                image = read_image(self.image_set.images[index])
+                image = read_image(self.image_set.file(index))
+                size = _original_size(self.image_set, index, image)
                 path = self.image_set.labels[index]
                 if path is None:
-                    labels.append(torch.full(image.shape[:2], IGNORE, dtype=torch.uint8))
+                    labels.append(torch.full(size, IGNORE, dtype=torch.uint8))
                 else:
-                    own = _labels_of(self.image_set.images[index], path, image.shape[:2], self.table)
+                    own = _labels_of(self.image_set.images[index], path, size, self.table)
                     labels.append(torch.from_numpy(own))
                 images.append(_channels_first(resize_image(image, self.size or image.shape[:2])))
             names = tuple(self.image_set.image_name(index) for index in indices)
@@ -264,7 +270,7 @@ def _read_ahead(dataset: Dataset[T | InputError], items: Iterable[tuple[int, ...
         sampler=items,
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
         prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
         # The workers' own seeds are never used; a generator of their own leaves torch's global one as it was.
@@ -280,8 +286,11 @@ def _unchanged(batch: T) -> T:
     return batch
 
 
-def _one_thread(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # a signal to stop, sent to the whole process group by Ctrl-C or SLURM, is the training process's to answer
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @lru_cache(maxsize=4)
@@ -294,6 +303,11 @@ def _table(image_set: ImageSet, space: LabelSpace) -> UInt8[np.ndarray, " 65536"
     table = remap(image_set.space, space)[image_set.table]
     assert table.shape == (RAW_IDS,)
     return table
+
+
+def _original_size(image_set: ImageSet, index: int, image: UInt8[np.ndarray, "H W 3"]) -> tuple[int, int]:
+    """The size that labels have to have: that of the image, of which a translation may be a smaller copy."""
+    return image_size(image_set.images[index]) if image_set.translations else image.shape[:2]
 
 
 def _labels_of(

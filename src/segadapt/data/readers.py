@@ -9,8 +9,10 @@ import hashlib
 import logging
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,6 +30,8 @@ LABEL_SUFFIX = ".png"
 SPACE_FILES = ("label_space.yaml", "classes.yaml")
 _Stars = tuple[str, ...]  # what the stars of a pattern stand for in the path of one image
 _PROBED_LABELS = 8
+# which label files a set is to have: none, one for every image, or those that are there
+_Wanted = Literal["none", "all", "found"]
 _DOUBTFUL_SHARE = 0.25  # of pixels in no class; a tenth is usual in Cityscapes, a third in files of other ids
 
 
@@ -42,6 +46,7 @@ class ImageSet:
         images: Image files, in a fixed order.
         labels: Label file of each image; None throughout a set whose labels are not to be read.
         table: Raw id in a label file to train id of `space`, 255 for all else.
+        translations: Files that are read in place of images, by `image_name`; none, or one of every image.
     """
 
     name: str
@@ -50,6 +55,7 @@ class ImageSet:
     images: tuple[Path, ...]
     labels: tuple[Path | None, ...]
     table: UInt8[np.ndarray, " 65536"] = field(repr=False, compare=False)
+    translations: Mapping[str, Path] = field(default_factory=dict, repr=False, hash=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,6 +68,10 @@ class ImageSet:
     def image_name(self, index: int) -> str:
         """Name of an image in its set, 'aachen/aachen_000000_000019.png': where its pseudo-label goes."""
         return self.images[index].relative_to(self.root).with_suffix(".png").as_posix()
+
+    def file(self, index: int) -> Path:
+        """The file that holds the pixels: the image, or its translation."""
+        return self.translations.get(self.image_name(index), self.images[index])
 
 
 def find_pairs(config: DataConfig, labelled: bool) -> ImageSet:
@@ -77,6 +87,22 @@ def find_pairs(config: DataConfig, labelled: bool) -> ImageSet:
     Raises:
         InputError: A folder or file is missing, or the first labels do not hold the ids of the label space.
     """
+    image_set = _find(config, "all" if labelled else "none")
+    if labelled:
+        _probe_labels(image_set)
+    return image_set
+
+
+def find_what_is_there(config: DataConfig) -> ImageSet:
+    """As `find_pairs` with labels, for `segadapt check-data`: None where a label is missing; no file is looked into.
+
+    Raises:
+        InputError: There are no images, or no label space.
+    """
+    return _find(config, "found")
+
+
+def _find(config: DataConfig, wanted: _Wanted) -> ImageSet:
     if not config.root:
         raise InputError("root is empty; give the folder of the data set (for example --source.root)")
     root = Path(config.root).expanduser()
@@ -89,18 +115,18 @@ def find_pairs(config: DataConfig, labelled: bool) -> ImageSet:
                     f"{option}: '{pattern}' is given, but reader {config.reader} knows where its {option} lie; "
                     "leave it empty or use reader folder"
                 )
-    image_set = _READERS[config.reader](config, root, labelled)
-    if labelled:
-        _probe_labels(image_set)
+    image_set = _READERS[config.reader](config, root, wanted)
+    if config.translated:
+        image_set = replace(image_set, translations=_translations(Path(config.translated).expanduser(), image_set))
     return image_set
 
 
 def fingerprint(image_set: ImageSet) -> str:
     """SHA-256 over the names and sizes in bytes of all files: whether two results saw the same data."""
     digest = hashlib.sha256()
-    for index, (image, label) in enumerate(zip(image_set.images, image_set.labels, strict=True)):
-        label_bytes = -1 if label is None else label.stat().st_size
-        digest.update(f"{image_set.image_name(index)}\0{image.stat().st_size}\0{label_bytes}\n".encode())
+    for index, label in enumerate(image_set.labels):
+        image_bytes, label_bytes = image_set.file(index).stat().st_size, -1 if label is None else label.stat().st_size
+        digest.update(f"{image_set.image_name(index)}\0{image_bytes}\0{label_bytes}\n".encode())
     return digest.hexdigest()
 
 
@@ -182,12 +208,17 @@ def _images(pattern: _Pattern) -> dict[_Stars, Path]:
     return images
 
 
-def _labels(pattern: _Pattern, images: dict[_Stars, Path]) -> dict[_Stars, Path]:
-    """The label file of each image."""
+def _labels(pattern: _Pattern, images: dict[_Stars, Path], wanted: _Wanted) -> dict[_Stars, Path] | None:
+    """The label file of each image that is wanted."""
+    if wanted == "none":
+        return None
     if not pattern.folder.is_dir():
+        if wanted == "found":
+            return {}
         raise InputError(f"{pattern.folder}: no such folder; the labels belong there (check reader, root and split)")
     labels = pattern.find((LABEL_SUFFIX,))
-    if missing := [stars for stars in images if stars not in labels]:
+    missing = [stars for stars in images if stars not in labels]
+    if missing and wanted == "all":
         raise InputError(
             f"{images[missing[0]]}: its label {pattern.file(missing[0], LABEL_SUFFIX)} is missing "
             f"({len(missing)} of {len(images)} are); add it or remove the image"
@@ -208,9 +239,23 @@ def _image_set(
         space=space,
         root=folder,
         images=tuple(images.values()),
-        labels=(None,) * len(images) if labels is None else tuple(labels[stars] for stars in images),
+        labels=(None,) * len(images) if labels is None else tuple(labels.get(stars) for stars in images),
         table=space.lookup() if table is None else table,
     )
+
+
+def _translations(folder: Path, image_set: ImageSet) -> dict[str, Path]:
+    """The translated file of each image, by its name."""
+    if not folder.is_dir():
+        raise InputError(f"translated: '{folder}' is not a folder; write it with 'segadapt translate apply --out'")
+    found = {f"{stars[0]}.png": file for stars, file in _Pattern(folder, "*").find(IMAGE_SUFFIXES).items()}
+    names = [image_set.image_name(index) for index in range(len(image_set))]
+    if missing := [name for name in names if name not in found]:
+        raise InputError(
+            f"translated: {folder / missing[0]} is missing ({len(missing)} of {len(names)} are); finish "
+            f"'segadapt translate apply --source {image_set.root} --out {folder}', or leave translated empty"
+        )
+    return {name: found[name] for name in names}
 
 
 def _probe_labels(image_set: ImageSet) -> None:
@@ -252,7 +297,7 @@ def _few(ids: np.ndarray) -> str:
 # ---- the formats
 
 
-def _folder(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
+def _folder(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
     folder = root / config.split
     image_pattern = _Pattern(folder, config.images or "images/*")
     label_pattern = _Pattern(folder, config.labels or "labels/*")
@@ -264,15 +309,15 @@ def _folder(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
             )
     if Path(label_pattern.text).suffix.lower() in set(IMAGE_SUFFIXES) - {LABEL_SUFFIX}:
         raise InputError(f"labels: '{label_pattern.text}' names files that are no PNG; write the ids as PNG")
-    if labelled and image_pattern.stars != label_pattern.stars:
+    if wanted != "none" and image_pattern.stars != label_pattern.stars:
         raise InputError(
             f"labels: '{label_pattern.text}' has {label_pattern.stars} *, but images: '{image_pattern.text}' has "
             f"{image_pattern.stars}; write as many in both, they stand for the same text"
         )
-    if not (labelled or config.images or image_pattern.folder.is_dir()) and _files(folder, IMAGE_SUFFIXES):
+    if not (wanted == "all" or config.images or image_pattern.folder.is_dir()) and _files(folder, IMAGE_SUFFIXES):
         image_pattern = _Pattern(folder, "*")  # plain photographs, without the folders of a labelled set
     images = _images(image_pattern)
-    labels = _labels(label_pattern, images) if labelled else None
+    labels = _labels(label_pattern, images, wanted)
     return _image_set(config, _folder_space(config, root), image_pattern.folder, images, labels)
 
 
@@ -289,14 +334,16 @@ def _folder_space(config: DataConfig, root: Path) -> LabelSpace:
     )
 
 
-def _gta5(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
+def _gta5(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
     _refuse_split(config)
     space = _own_or_declared_space(config, label_spaces.CITYSCAPES)
     image_pattern, label_pattern = _Pattern(root, "images/*"), _Pattern(root, "labels/*")
     images = _images(image_pattern)
-    if not labelled:
+    if wanted == "none":
         return _image_set(config, space, image_pattern.folder, images, None)
     labels = label_pattern.find((LABEL_SUFFIX,))
+    if wanted == "found":
+        return _image_set(config, space, image_pattern.folder, images, labels)
     # The published set has images without a label and labels of another size, which nobody can repair.
     paired = {stars: image for stars, image in images.items() if stars in labels}
     equal = {stars: image for stars, image in paired.items() if image_size(image) == image_size(labels[stars])}
@@ -313,7 +360,7 @@ def _gta5(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
     return _image_set(config, space, image_pattern.folder, equal, labels)
 
 
-def _synthia(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
+def _synthia(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
     _refuse_split(config)
     space = _own_or_declared_space(config, label_spaces.SYNTHIA16)
     image_pattern = _Pattern(root, "RGB/*")
@@ -321,16 +368,16 @@ def _synthia(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
     # The published 16-bit files, or a copy in 8 bits with the same ids, which reads faster.
     places = [_Pattern(root, f"{folder}/*") for folder in ("parsed_LABELS", "GT/parsed_LABELS", "GT/LABELS")]
     label_pattern = next((place for place in places if place.folder.is_dir()), places[-1])
-    labels = _labels(label_pattern, images) if labelled else None
+    labels = _labels(label_pattern, images, wanted)
     return _image_set(config, space, image_pattern.folder, images, labels)
 
 
-def _cityscapes(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
+def _cityscapes(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
     space = _own_or_declared_space(config, label_spaces.CITYSCAPES)
     _refuse_unknown_split(config, root / "leftImg8bit")
     image_pattern = _Pattern(root, f"leftImg8bit/{config.split}/*_leftImg8bit")
     images = _images(image_pattern)
-    if not labelled:
+    if wanted == "none":
         return _image_set(config, space, image_pattern.folder, images, None)
     if config.split == "test":
         raise InputError("split: the labels of the test split of Cityscapes are not public; use train or val")
@@ -339,7 +386,7 @@ def _cityscapes(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
     )
     trained = train_ids.find((LABEL_SUFFIX,))
     if images.keys() - trained.keys() or not images.keys() - label_ids.find((LABEL_SUFFIX,)).keys():
-        return _image_set(config, space, image_pattern.folder, images, _labels(label_ids, images))
+        return _image_set(config, space, image_pattern.folder, images, _labels(label_ids, images, wanted))
     # Only train ids, 0 to 18: the label space speaks of label ids, so go through those.
     table = np.full(RAW_IDS, IGNORE, np.uint8)
     for train_id, ids in enumerate(label_spaces.CITYSCAPES.ids):
@@ -347,7 +394,7 @@ def _cityscapes(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
     return _image_set(config, space, image_pattern.folder, images, trained, table)
 
 
-def _camvid(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
+def _camvid(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
     space = _own_or_declared_space(config, label_spaces.CAMVID11)
     _refuse_unknown_split(config, root)
     if (root / config.split / "images").is_dir():
@@ -356,7 +403,7 @@ def _camvid(config: DataConfig, root: Path, labelled: bool) -> ImageSet:
         layout = (f"{config.split}/*", f"{config.split}annot/*")
     image_pattern, label_pattern = (_Pattern(root, text) for text in layout)
     images = _images(image_pattern)
-    labels = _labels(label_pattern, images) if labelled else None
+    labels = _labels(label_pattern, images, wanted)
     return _image_set(config, space, image_pattern.folder, images, labels)
 
 
