@@ -91,6 +91,100 @@ class TranslationConfig:
 
 
 @dataclass(frozen=True)
+class FolderTranslation:
+    """A folder of images rewritten in the style of another ('segadapt translate apply').
+
+    Args:
+        method: As TranslationConfig has them; 'cyclegan': the generator that 'segadapt translate fit' left.
+        beta: Of 'fourier': half the window's side as a share of the image's.
+        model: Of 'cyclegan': the generator.safetensors.
+        size: (height, width) the images are resized to before; null keeps their size, or, for a generator, takes the
+            size it was trained at.
+        seed: Decides which target image goes with which source image.
+        batch_size: Images a batch; changes nothing but speed and memory.
+        jpeg_quality: Writes JPEG of this quality, a tenth of the space; null writes PNG, without loss.
+    """
+
+    method: Literal["lab", "histogram", "fourier", "cyclegan"]
+    beta: float = 0.01
+    model: str = ""
+    size: tuple[int, int] | None = None
+    seed: int = 0
+    batch_size: int = 8
+    jpeg_quality: int | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_out_of_range(
+            "translate", self, beta=(0, 0.5), seed=(0, inf), batch_size=(1, inf), jpeg_quality=(1, 100)
+        )
+        if (self.method == "cyclegan") != bool(self.model):
+            raise InputError(
+                f"model: '{self.model}' with method {self.method}; a generator.safetensors belongs to cyclegan, "
+                "and to it alone"
+            )
+
+
+@dataclass(frozen=True)
+class CycleGanConfig:
+    """A training of 'segadapt translate fit': CycleGAN, losses and rates of Zhu et al. 2017, labels kept valid.
+
+    Args:
+        size: (height, width) the images are resized to; null keeps their size.
+        crop: (height, width) cut from them at random; null trains on whole images.
+        flip: Probability of a horizontal flip.
+        filters: Channels of the first convolution, of generators and discriminators alike.
+        blocks: Residual blocks of a generator.
+        cycle: Weight of the cycle loss, lambda.
+        identity: Weight of the identity loss as a share of `cycle`.
+        segmenter: model.safetensors of a network trained on the source; empty: no semantic loss, no label drift.
+        semantic: Weight of the semantic loss (Hoffman et al. 2018), with a segmenter; 0 only measures the drift.
+        pool_size: Generated images that are kept to show the discriminators again.
+        learning_rate: Of Adam (betas 0.5 and 0.999), for all four networks.
+        steps: Optimiser steps.
+        constant_steps: Steps before the rate falls linearly to zero; null: half of them.
+        ema: Decay of the running average of the generator's weights that is kept instead of the last; 0: the last.
+        batch_size: Images of each domain in a batch.
+        save_every: Steps between checkpoints; 0: only the last.
+        log_every: Steps between lines of metrics.jsonl.
+        workers: Processes that read images, for each domain; 0: in the training process.
+    """
+
+    size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = (256, 256)
+    flip: float = 0.5
+    filters: int = 64
+    blocks: int = 9
+    cycle: float = 10.0
+    identity: float = 0.5
+    segmenter: str = ""
+    semantic: float = 1.0
+    pool_size: int = 50
+    learning_rate: float = 2e-4
+    steps: int = 200_000
+    constant_steps: int | None = None
+    ema: float = 0.0
+    batch_size: int = 1
+    save_every: int = 0
+    log_every: int = 100
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        positive = ("cycle", "identity", "semantic", "pool_size", "learning_rate", "steps", "constant_steps")
+        _refuse_out_of_range(
+            "translate",
+            self,
+            **dict.fromkeys((*positive, "save_every"), (0, inf)),
+            **dict.fromkeys(("filters", "blocks", "log_every"), (1, inf)),
+            ema=(0, 0.99999),
+        )
+        for name in ("size", "crop"):
+            if min(getattr(self, name) or (32,)) < 32:
+                raise InputError(f"{name}: {getattr(self, name)} is too small; use (height, width) of 32 or more")
+        if self.size and self.crop and any(cut > whole for cut, whole in zip(self.crop, self.size, strict=True)):
+            raise InputError(f"crop: {self.crop} is larger than size {self.size}; use a smaller crop, or null")
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """The segmentation network.
 
