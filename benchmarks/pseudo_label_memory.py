@@ -47,9 +47,8 @@ def label(root: Path) -> None:
     data = DataConfig(root=str(root), label_space="streets11", size=SIZE)
     before = peak_so_far()
     with Terminal() as terminal:
-        pseudo_label(
-            root / "model.safetensors", data, PseudoLabelConfig(), 0, root / "out", torch.device("cpu"), terminal
-        )
+        machine = Machine(torch.device("cpu"), terminal)
+        pseudo_label(root / "model.safetensors", data, PseudoLabelConfig(), 0, root / "out", machine)
     print(before, peak_so_far())
 
 

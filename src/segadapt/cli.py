@@ -1,7 +1,7 @@
 """The command line: finds the command, reads its options, and turns a user's mistake into one line.
 
-Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted; 143 terminated. torch is imported by the commands,
-only after their options were found right.
+Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, 143 terminated, 138 stopped by SIGUSR1. torch is
+imported by the commands, only after their options were found right.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import segadapt
 from segadapt.commands import COMMANDS
-from segadapt.errors import InputError
+from segadapt.errors import InputError, Stopped
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         line = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
         print(f"segadapt: error: {line}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signum).name
+        print(f"segadapt: stopped by {name}, everything is saved; continue: {stopped.continue_with}", file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         print(
             "segadapt: interrupted; the same command continues from the last checkpoint (schedule.save_every), "
@@ -48,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """What `main` does when nothing is wrong."""
-    name = arguments[0] if arguments else ""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1  # 'translate fit'
+    name, arguments = " ".join(arguments[:words]), arguments[words:]
     if name in ("-h", "--help", "--version"):
         print(f"segadapt {segadapt.__version__}" if name == "--version" else overview())
         return 0
@@ -56,8 +61,8 @@ def run(arguments: list[str]) -> int:
         wrong = f"{name}: no such command" if name else "no command given"
         raise InputError(f"{wrong}; use one of {', '.join(COMMANDS)} (segadapt --help says more)")
     module, parser = command_parser(name)
-    refuse_wrong_config_files(arguments[1:], parser)
-    return module.run(parser.instantiate(parser.parse_args(arguments[1:])))
+    refuse_wrong_config_files(arguments, parser)
+    return module.run(parser.instantiate(parser.parse_args(arguments)))
 
 
 def overview() -> str:
@@ -79,7 +84,7 @@ def overview() -> str:
 
 def command_parser(name: str) -> tuple[ModuleType, ArgumentParser]:
     """A command's module, and a parser of its options alone: those of all commands would take too long to build."""
-    module = import_module(f"segadapt.commands.{name.replace('-', '_')}")
+    module = import_module(f"segadapt.commands.{re.sub('[- ]', '_', name)}")
     parser = ArgumentParser(
         prog=f"segadapt {name}",
         description=f"{COMMANDS[name]} Example: {module.EXAMPLE}",

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises; the command line prints it as a single line and exits with 2."""
+"""The exceptions that end a command; the command line prints each as a single line and knows its exit code."""
 
 
 class InputError(Exception):
@@ -7,3 +7,16 @@ class InputError(Exception):
 
 class NonFiniteLossError(InputError):
     """A loss became NaN or infinite; the message names the loss and the step."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end, and it has saved what it needs to continue.
+
+    Args:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.continue_with = "the same command"

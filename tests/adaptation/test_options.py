@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.procedure import adapt, pseudo_label, step2_of
 from segadapt.adaptation.run_log import Terminal
 from segadapt.adaptation.trainer import segmenter_optimiser
@@ -31,7 +32,7 @@ def first_loss(run_dir: Path) -> float:
 
 def test_lambda_ci_of_step_2_is_a_weight_of_its_own(experiment: Experiment) -> None:
     loss = replace(experiment.loss, matching=0.01, matching_step2=0.001)
-    assert step2_of(replace(experiment, loss=loss), Path("model")).loss.matching == 0.001
+    assert step2_of(replace(experiment, loss=loss)).loss.matching == 0.001
 
 
 def test_step_2_starts_from_the_initial_weights_or_from_step_1(experiment: Experiment, tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_step_2_starts_from_the_initial_weights_or_from_step_1(experiment: Exper
     for init_from in ("initial", "step1"):
         run_dir = tmp_path / init_from
         options = replace(experiment.pseudo_labels, init_from=init_from)
-        result = adapt(replace(experiment, pseudo_labels=options), run_dir, CPU, Terminal())
+        result = adapt(replace(experiment, pseudo_labels=options), run_dir, Machine(CPU, Terminal()))
         losses[init_from], starts[init_from] = first_loss(run_dir), result["initial_weights"]
     # the same seed draws the same images: from the same weights the first loss on the source is the same
     assert losses["initial"] == pytest.approx(first_loss(tmp_path / "initial" / "step1"), rel=1e-5)
@@ -55,16 +56,16 @@ def test_the_model_that_labels(model: str, experiment: Experiment, tmp_path: Pat
     options = replace(experiment.pseudo_labels, model=model)
     experiment, run_dir = replace(experiment, pseudo_labels=options), tmp_path / "run"
     with pytest.raises(InterruptedError):
-        adapt(experiment, run_dir, CPU, InterruptedAtLabels())
+        adapt(experiment, run_dir, Machine(CPU, InterruptedAtLabels()))
     # whichever of both labels, the other is another network
     other = build_network(replace(experiment.network, weights="random"), STREETS11, seed=5)
     unused = run_dir / "step1" / ("best.safetensors" if model == "last" else "model.safetensors")
     save_network(unused, other)
-    result = adapt(experiment, run_dir, CPU, Terminal())
+    result = adapt(experiment, run_dir, Machine(CPU, Terminal()))
     assert result["pseudo_labels_by"] == model
     used = run_dir / "step1" / ("model.safetensors" if model == "last" else "best.safetensors")
     for name, file in (("used", used), ("unused", unused)):
-        pseudo_label(file, experiment.target, options, 0, tmp_path / name, CPU, Terminal())
+        pseudo_label(file, experiment.target, options, 0, tmp_path / name, Machine(CPU, Terminal()))
     thresholds = (run_dir / "pseudo_labels" / "thresholds.json").read_text()
     assert thresholds == (tmp_path / "used" / "thresholds.json").read_text()
     assert thresholds != (tmp_path / "unused" / "thresholds.json").read_text()

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.procedure import adapt, evaluate_model, row_of, run_training
 from segadapt.adaptation.run_log import Terminal
 from segadapt.adaptation.step import TrainState, adaptation_step
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("run")
-    adapt(tiny(), run_dir, CPU, Terminal())
+    adapt(tiny(), run_dir, Machine(CPU, Terminal()))
     return run_dir
 
 
@@ -43,10 +44,11 @@ def test_the_run_folder_holds_all_that_was_promised(finished: Path) -> None:
             "metrics.jsonl",
             "model.safetensors",
             "best.safetensors",
-            "train_state.pt",
             "result.json",
         ):
             assert (folder / name).stat().st_size > 0, f"{folder.name}/{name}"
+        assert len(list((folder / "checkpoints").iterdir())) == 1
+    assert (finished / "experiment.yaml").read_text().startswith("source:")
     assert not list(finished.rglob("*.part"))
     assert yaml.safe_load((finished / "config.yaml").read_text())["schedule"]["steps"] == 4
     with safe_open(finished / "model.safetensors", framework="pt") as file:
@@ -91,14 +93,14 @@ def test_pseudo_labels_are_train_ids_or_255_at_the_networks_size(finished: Path)
 @pytest.mark.parametrize("size", [(48, 64), None])  # None: the size in the file
 def test_evaluating_the_model_file_gives_the_runs_own_score(finished: Path, size: tuple[int, int] | None) -> None:
     result = json.loads((finished / "result.json").read_text())
-    again = evaluate_model(finished / "model.safetensors", replace(tiny().test, size=size), CPU)
+    again = evaluate_model(finished / "model.safetensors", replace(tiny().test, size=size), Machine(CPU, Terminal()))
     assert again["miou"] == pytest.approx(result["miou"], abs=1e-9)
     assert again["seed"] == result["seed"]
 
 
 def test_a_finished_run_is_read_and_not_trained_again(finished: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    result = adapt(tiny(), finished, CPU, Terminal())
+    result = adapt(tiny(), finished, Machine(CPU, Terminal()))
     assert result == json.loads((finished / "result.json").read_text())
     assert (finished / "metrics.jsonl").read_bytes() == before
 
@@ -107,7 +109,7 @@ def test_a_finished_run_is_read_and_not_trained_again(finished: Path) -> None:
 def test_another_experiment_may_not_use_the_folder(finished: Path, change: dict[str, Any]) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     with pytest.raises(InputError, match="another configuration"):
-        adapt(replace(tiny(), **change), finished, CPU, Terminal())
+        adapt(replace(tiny(), **change), finished, Machine(CPU, Terminal()))
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -126,7 +128,7 @@ def test_the_pseudo_label_command_writes_the_same_labels(finished: Path, tmp_pat
     assert code == 0
     for path in sorted((finished / "pseudo_labels").iterdir()):
         assert path.read_bytes() == (tmp_path / "labels" / path.name).read_bytes(), path.name
-    assert len(list((tmp_path / "labels").iterdir())) == 121
+    assert len(list((tmp_path / "labels").iterdir())) == 122, "maps, thresholds.json and made_by.json"
 
 
 class Stopped(Exception):
@@ -138,7 +140,7 @@ def test_an_interrupted_training_continues_and_ends_as_an_uninterrupted_one(
 ) -> None:
     experiment = row_of(tiny(few(tmp_path)), "sim")
     experiment = replace(experiment, schedule=replace(experiment.schedule, save_every=2, evaluate_every=2))
-    whole = run_training(experiment, tmp_path / "whole", CPU, Terminal(), "whole")
+    whole = run_training(experiment, tmp_path / "whole", Machine(CPU, Terminal()), "whole")
 
     def stop_in_step_4(state: TrainState, source: Batch, target: Batch | None) -> dict[str, torch.Tensor]:
         if state.step == 3:
@@ -147,10 +149,10 @@ def test_an_interrupted_training_continues_and_ends_as_an_uninterrupted_one(
 
     monkeypatch.setattr("segadapt.adaptation.trainer.adaptation_step", stop_in_step_4)
     with pytest.raises(Stopped):
-        run_training(experiment, tmp_path / "broken", CPU, Terminal(), "broken")
+        run_training(experiment, tmp_path / "broken", Machine(CPU, Terminal()), "broken")
     monkeypatch.undo()
     assert not (tmp_path / "broken" / "result.json").exists()
-    continued = run_training(experiment, tmp_path / "broken", CPU, Terminal(), "continued")
+    continued = run_training(experiment, tmp_path / "broken", Machine(CPU, Terminal()), "continued")
 
     timed = {"seconds"}
     assert {k: v for k, v in continued.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
@@ -174,7 +176,7 @@ def test_different_class_lists_train_the_intersection(tmp_path: Path) -> None:
     experiment = tiny(few(tmp_path))
     fewer = {"label_space": str(tmp_path / "nine.yaml")}
     experiment = replace(experiment, target=replace(experiment.target, **fewer), test=replace(experiment.test, **fewer))
-    result = run_training(row_of(experiment, "source_only"), tmp_path / "run", CPU, Terminal(), "nine classes")
+    result = run_training(row_of(experiment, "source_only"), tmp_path / "run", Machine(CPU, Terminal()), "nine classes")
     assert len(result["classes"]) == 9
     assert "fence" not in result["iou"]
 
@@ -182,7 +184,7 @@ def test_different_class_lists_train_the_intersection(tmp_path: Path) -> None:
 def test_a_missing_test_set_is_said_before_training(tmp_path: Path) -> None:
     experiment = replace(tiny(), test=DataConfig(root=str(tmp_path / "absent")))
     with pytest.raises(InputError, match=r"test: root: .*absent"):
-        run_training(experiment, tmp_path / "run", CPU, Terminal(), "none")
+        run_training(experiment, tmp_path / "run", Machine(CPU, Terminal()), "none")
     assert not (tmp_path / "run").exists()
 
 
@@ -190,16 +192,18 @@ def test_both_steps_start_from_the_network_of_the_warm_up(tmp_path: Path) -> Non
     warm_up = WarmUpConfig(steps=3, learning_rate=0.002)
     experiment = replace(tiny(few(tmp_path), steps=1), warm_up=warm_up)
     run_dir = tmp_path / "run"
-    adapt(experiment, run_dir, CPU, Terminal())
+    adapt(experiment, run_dir, Machine(CPU, Terminal()))
+    # a run folder that was moved is still a finished run of the same experiment
+    run_dir = run_dir.rename(tmp_path / "moved")
+    assert adapt(experiment, run_dir, Machine(CPU, Terminal())) == json.loads((run_dir / "result.json").read_text())
     warmed = run_dir / "warm_up" / "model.safetensors"
     alone = yaml.safe_load((run_dir / "warm_up" / "config.yaml").read_text())
     assert (alone["schedule"]["steps"], alone["optimiser"]["learning_rate"]) == (3, 0.002)
     assert alone["loss"]["adversarial"] == alone["loss"]["matching"] == 0
     for folder in (run_dir / "step1", run_dir):
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        assert config["network"]["weights"] == str(warmed)
         assert (config["schedule"]["steps"], config["optimiser"]["learning_rate"]) == (1, 0.001)
-        assert config["warm_up"]["steps"] == 0
+        assert json.loads((folder / "result.json").read_text())["initial_weights"].endswith("warm_up/model.safetensors")
         # one step at a thousandth: close to where it started, and far from a new classifier
         start, end = load_file(warmed), load_file(folder / "model.safetensors")
         key = "classifier.branches.0.weight"

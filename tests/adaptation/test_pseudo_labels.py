@@ -1,6 +1,7 @@
 """Eqs. (9) and (11) against plain loops over all confidences and the reference numbers, and the two passes on disk."""
 
 import json
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 import oracle
 from segadapt.adaptation.pseudo_labels import (
     BINS,
+    LabellingReport,
     class_thresholds,
     confident_labels,
     confident_prediction,
@@ -224,10 +226,50 @@ def batches_of(images: torch.Tensor) -> list[EvaluationBatch]:
     ]
 
 
+def labelled(
+    network: DeepLab,
+    images: torch.Tensor,
+    options: PseudoLabelConfig,
+    out: Path,
+    progress: Callable[[], None] = lambda: None,
+) -> LabellingReport:
+    def without(known: Container[str]) -> Iterator[EvaluationBatch]:
+        return (batch for batch in batches_of(images) if not all(name in known for name in batch.names))
+
+    names = [name for batch in batches_of(images) for name in batch.names]
+    return label_images(network, names, without, options, out, progress=progress)
+
+
+@pytest.mark.parametrize("moment", range(10))
+def test_labelling_that_was_stopped_goes_on_where_it_was(moment: int, network: DeepLab, tmp_path: Path) -> None:
+    """Five images, two passes: it is stopped after each of the ten, and once more with a torn file beside."""
+    images = torch.randint(0, 256, (5, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whole = labelled(network, images, PseudoLabelConfig(), tmp_path / "whole")
+    done = 0
+
+    def stop() -> None:
+        nonlocal done
+        if done == moment:
+            raise InterruptedError
+        done += 1
+
+    with pytest.raises(InterruptedError):
+        labelled(network, images, PseudoLabelConfig(), tmp_path / "stopped", stop)
+    assert not (tmp_path / "stopped" / "thresholds.json").exists()
+    waiting = sorted((tmp_path / "stopped").rglob("*.prediction.npy"))
+    if 0 < moment < 5:
+        waiting[0].write_bytes(waiting[0].read_bytes()[:100])
+    assert labelled(network, images, PseudoLabelConfig(), tmp_path / "stopped") == whole
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
+    assert files == sorted(path.relative_to(tmp_path / "stopped") for path in (tmp_path / "stopped").rglob("*.*"))
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
 def test_both_passes_keep_what_the_exact_thresholds_keep(network: DeepLab, tmp_path: Path) -> None:
     images = torch.randint(0, 256, (5, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     options = PseudoLabelConfig(quantile=0.5, cap=0.9)
-    report = label_images(network, iter(batches_of(images)), options, tmp_path)
+    report = labelled(network, images, options, tmp_path)
 
     with torch.inference_mode():
         logits = network(network.normalisation(images)).logits.numpy()
@@ -246,4 +288,4 @@ def test_both_passes_keep_what_the_exact_thresholds_keep(network: DeepLab, tmp_p
     assert (kept == (margin >= 0))[np.abs(margin) > 1 / BINS].all()
     assert 0.45 < kept.mean() < 0.95
     assert json.loads((tmp_path / "thresholds.json").read_text())["images"] == 5
-    assert not list(tmp_path.rglob("*.npy")), "confidences are gone after the second pass"
+    assert not [*tmp_path.rglob("*.npy"), *tmp_path.rglob("*.npz")], "predictions are gone after the second pass"

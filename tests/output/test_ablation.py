@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_log import Terminal
 from segadapt.output.ablation import ablate, gap_closed, lines_of, markdown, print_table, row_summary
 from segadapt.output.pictures import GAP
@@ -73,7 +74,7 @@ def test_a_real_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     data = tmp_path / "data"
     data.mkdir()
     experiment, run_dir = tiny(few(data), steps=2), tmp_path / "run"
-    table = ablate(experiment, run_dir, [0, 1], ROWS, CPU, Terminal())
+    table = ablate(experiment, run_dir, [0, 1], ROWS, Machine(CPU, Terminal()))
     assert table == json.loads((run_dir / "table.json").read_text())
     assert [line["name"] for line in table] == list(ROWS)
     for line in table:
@@ -100,5 +101,5 @@ def test_a_real_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert np.array(Image.open(path)).shape[1] == 4 * width + 3 * GAP, "photograph, two models, labels"
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")}
-    assert ablate(experiment, run_dir, [0, 1], ROWS, CPU, Terminal()) == table
+    assert ablate(experiment, run_dir, [0, 1], ROWS, Machine(CPU, Terminal())) == table
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")} == before

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_log import Terminal
 from segadapt.errors import InputError
 from segadapt.output.sweep import PAPER_VALUES, markdown, sweep, with_setting
@@ -35,9 +36,9 @@ def test_w_is_the_size_of_all_rings() -> None:
 
 def test_a_value_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="values"):
-        sweep(tiny(), tmp_path, "w", [10.0, 10.0], [0], CPU, Terminal())
+        sweep(tiny(), tmp_path, "w", [10.0, 10.0], [0], Machine(CPU, Terminal()))
     with pytest.raises(InputError, match="stuff_size: 0"):
-        sweep(tiny(), tmp_path, "w", [10.0, 0.0], [0], CPU, Terminal())
+        sweep(tiny(), tmp_path, "w", [10.0, 0.0], [0], Machine(CPU, Terminal()))
     assert not list(tmp_path.iterdir()), "refused before anything was trained"
 
 
@@ -52,7 +53,7 @@ def test_a_real_sweep(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     experiment, run_dir = tiny(few(data), steps=2), tmp_path / "run"
-    table = sweep(experiment, run_dir, "lambda_ci", [0.5, 0.001], [0, 1], CPU, Terminal())
+    table = sweep(experiment, run_dir, "lambda_ci", [0.5, 0.001], [0, 1], Machine(CPU, Terminal()))
     assert [row["value"] for row in table] == [0.5, 0.001]
     assert table == json.loads((run_dir / "table.json").read_text())
     assert (run_dir / "table.md").read_text() == markdown("lambda_ci", table)
@@ -64,5 +65,5 @@ def test_a_real_sweep(tmp_path: Path) -> None:
             assert json.loads((folder / "result.json").read_text())["miou"] == miou
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")}
-    assert sweep(experiment, run_dir, "lambda_ci", [0.5, 0.001], [0, 1], CPU, Terminal()) == table
+    assert sweep(experiment, run_dir, "lambda_ci", [0.5, 0.001], [0, 1], Machine(CPU, Terminal())) == table
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")} == before

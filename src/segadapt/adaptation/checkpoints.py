@@ -1,52 +1,64 @@
-"""The state of a training on disk, `train_state.pt`, from which the run continues; and files that are whole or absent.
+"""The state of a training on disk, from which the run continues.
 
-`model.safetensors`, which stands alone, is written by `networks.weights`.
+`checkpoints/STEP-DIGEST.pt`, the last two of them: DIGEST begins the file's SHA-256, so a file that was torn by a crash
+or has rotted is found out before it is read. `model.safetensors`, which stands alone, is written by `networks.weights`.
 """
 
-import os
+import hashlib
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from segadapt.errors import InputError
+from segadapt.whole_file import sync_folder, whole_file
 
-STATE_FILE = "train_state.pt"
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in place of `path`: under another name, synced, then renamed, so what is there is whole."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+FOLDER, KEPT, DIGEST_LENGTH = "checkpoints", 2, 16
 
 
-def save_state(run_dir: Path, state: dict[str, Any]) -> None:
-    """Replace `run_dir/train_state.pt` by `state`, as a whole or not at all."""
-    with whole_file(run_dir / STATE_FILE) as file:
+def save_state(run_dir: Path, step: int, state: dict[str, Any]) -> None:
+    """Add the checkpoint of `step`, whole or not at all, and remove those before the last two."""
+    folder = run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    written = folder / "new.pt"
+    with whole_file(written) as file:
         torch.save(state, file)
+    written.replace(folder / f"{step:09}-{digest_of(written)}.pt")
+    sync_folder(folder)
+    for path in saved_states(run_dir)[KEPT:]:
+        path.unlink()
 
 
-def load_state(run_dir: Path, device: torch.device) -> dict[str, Any] | None:
-    """What `save_state` wrote, or None if nothing was.
+def saved_states(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; of one step, the one written last."""
+    files = (run_dir / FOLDER).glob("*-*.pt")
+    return sorted(files, key=lambda path: (path.name.split("-")[0], path.stat().st_mtime_ns), reverse=True)
+
+
+def digest_of(path: Path) -> str:
+    """Begin of the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
+
+
+def newest_whole(run_dir: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint whose content is what was written, if there is one, and the damaged ones before it."""
+    damaged = []
+    for path in saved_states(run_dir):
+        if digest_of(path) == path.stem.split("-")[1]:
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state in a checkpoint. Only tensors and plain values are read; code in it is never run.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file holds something else.
     """
-    path = run_dir / STATE_FILE
-    if not path.exists():
-        return None
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a readable training state; delete it to start this training again") from error
+        raise InputError(f"{path}: not a readable training state; delete it to continue from the one before") from error

@@ -1,16 +1,17 @@
 """The two-step procedure of section 4.3, and each single training of which it is made.
 
-In: an experiment. Out: one run folder: `config.yaml`, `metrics.jsonl`, `model.safetensors`, `best.safetensors`,
-`train_state.pt`, `result.json`; the whole procedure leaves its first step beside them in `step1/`, its labels in
-`pseudo_labels/`.
+In: an experiment and a machine. Out: one run folder: `config.yaml`, `metrics.jsonl`, `model.safetensors`,
+`best.safetensors`, `checkpoints/`, `result.json`; the whole procedure leaves its first step beside them in `step1/`,
+its labels in `pseudo_labels/`, and what it was asked for in `experiment.yaml`. Called again on a folder whose run was
+stopped, each function here continues it; with several processes all of them call it, and rank 0 writes.
 """
 
 import json
 import platform
 import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,25 @@ import torch
 import yaml
 
 import segadapt
-from segadapt.adaptation.checkpoints import load_state, whole_file
-from segadapt.adaptation.pseudo_labels import LabellingReport, label_images
-from segadapt.adaptation.run_log import Metrics, Terminal, command_line
-from segadapt.adaptation.step import adapts_to_target
+from segadapt.adaptation.checkpoints import digest_of, load_state, newest_whole
+from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.pseudo_labels import THRESHOLDS_FILE, LabellingReport, label_images
+from segadapt.adaptation.run_log import Metrics, command_line
+from segadapt.adaptation.step import TrainState, adapts_to_target
 from segadapt.adaptation.trainer import new_state, train
 from segadapt.config import DataConfig, Experiment, PseudoLabelConfig, TranslationConfig, WarmUpConfig
 from segadapt.data.label_spaces import LabelSpace, common
-from segadapt.data.loading import Batch, evaluation_batches, fingerprint, training_batches
+from segadapt.data.loading import Batch, EvaluationBatch, evaluation_batches, fingerprint, training_batches
 from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import Evaluation, evaluate
 from segadapt.networks.weights import load_network, read_metadata, save_network
+from segadapt.processes import Processes
 from segadapt.translation import StyleTransfer
+from segadapt.whole_file import whole_file
 
-CONFIG_FILE, RESULT_FILE = "config.yaml", "result.json"
+CONFIG_FILE, RESULT_FILE, EXPERIMENT_FILE = "config.yaml", "result.json", "experiment.yaml"
+MODEL_FILE, BEST_FILE, MADE_BY_FILE = "model.safetensors", "best.safetensors", "made_by.json"
 EVALUATION_BATCH = 4
 SOURCE, TARGET = 0, 1  # the two streams draw from different seeds
 
@@ -84,57 +89,80 @@ def all_steps(experiment: Experiment) -> Experiment:
     )
 
 
-def warm_up(experiment: Experiment, run_dir: Path, device: torch.device, terminal: Terminal) -> Experiment:
-    """Train on the source alone first, into `run_dir`; the experiment that starts from there has no warm-up left."""
+def warm_up(experiment: Experiment, run_dir: Path, machine: Machine) -> Path | None:
+    """Train on the source alone first, into `run_dir`, if the experiment asks for it; the model to start from."""
     if not experiment.warm_up.steps:
-        return experiment
+        return None
     nothing_after = replace(experiment, schedule=replace(experiment.schedule, steps=0))
-    run_training(row_of(nothing_after, "source_only"), run_dir, device, terminal, "warm-up")
-    weights = str(run_dir / "model.safetensors")
-    return replace(experiment, network=replace(experiment.network, weights=weights), warm_up=WarmUpConfig())
+    run_training(row_of(nothing_after, "source_only"), run_dir, machine, "warm-up")
+    return run_dir / MODEL_FILE
 
 
-def step2_of(experiment: Experiment, step1_model: Path) -> Experiment:
-    """Step 2 as a training of its own: the losses of Eq. (13) and the weights that it starts from."""
-    loss, network = experiment.loss, experiment.network
-    if experiment.pseudo_labels.init_from == "step1":
-        network = replace(network, weights=str(step1_model))
-    return replace(experiment, loss=replace(loss, matching=loss.matching_step2), network=network)
+def step2_of(experiment: Experiment) -> Experiment:
+    """Step 2 as a training of its own: the losses of Eq. (13)."""
+    return replace(experiment, loss=replace(experiment.loss, matching=experiment.loss.matching_step2))
 
 
-def adapt(experiment: Experiment, run_dir: Path, device: torch.device, terminal: Terminal) -> dict[str, Any]:
-    """Step 1, pseudo-labels, step 2 (from the initial weights, as a rule), evaluation. A stopped call continues.
+def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path | None = None) -> dict[str, Any]:
+    """Warm-up, step 1, pseudo-labels, step 2 (from the initial weights, as a rule), evaluation.
+
+    Args:
+        experiment: The whole method.
+        run_dir: The run folder.
+        machine: Where to train.
+        start: The model of a warm-up that was already made; None makes it, if the experiment asks for one.
 
     Returns:
         The content of `run_dir/result.json`.
 
     Raises:
         InputError: wrong input, or `run_dir` holds another experiment.
+        Stopped: a signal asked to leave; the same call continues.
     """
-    experiment = warm_up(experiment, run_dir / "warm_up", device, terminal)
     step1_dir, labels_dir = run_dir / "step1", run_dir / "pseudo_labels"
-    step1_experiment = row_of(experiment, "sim")
-    step2_experiment = step2_of(experiment, step1_dir / "model.safetensors")
+    step1_experiment, step2_experiment = row_of(experiment, "sim"), step2_of(experiment)
     options = experiment.pseudo_labels
     # both are asked first, so that the folder of another experiment costs no step 1
     finished_result(step1_dir, step1_experiment)
     finished = finished_result(run_dir, step2_experiment)
     if finished:
         return finished
-    step1 = run_training(step1_experiment, step1_dir, device, terminal, "step 1")
-    if not (labels_dir / "thresholds.json").exists():
-        model = step1_dir / ("best.safetensors" if options.model == "best" else "model.safetensors")
-        pseudo_label(model, experiment.target, options, experiment.schedule.workers, labels_dir, device, terminal)
+    keep_experiment(experiment, run_dir, machine.processes)
+    start = start or warm_up(experiment, run_dir / "warm_up", machine)
+    step1 = run_training(step1_experiment, step1_dir, machine, "step 1", start)
+    if not machine.processes.share((labels_dir / THRESHOLDS_FILE).exists()):
+        model = step1_dir / (BEST_FILE if options.model == "best" else MODEL_FILE)
+        pseudo_label(model, experiment.target, options, experiment.schedule.workers, labels_dir, machine)
     notes = {"step1": {"miou": step1["miou"], "seconds": step1["seconds"]}, "pseudo_labels_by": options.model}
-    return run_training(step2_experiment, run_dir, device, terminal, "step 2", labels_dir, notes)
+    if options.init_from == "step1":
+        start = step1_dir / MODEL_FILE
+    return run_training(step2_experiment, run_dir, machine, "step 2", start, labels_dir, notes)
+
+
+def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes) -> None:
+    """Write what `adapt` was asked for, for `--resume`, before anything is trained.
+
+    Raises:
+        InputError: the input is not there; then nothing is written.
+    """
+    for name, data, labelled in (
+        ("source", experiment.source, True),
+        ("target", experiment.target, False),
+        ("test", experiment.test, True),
+    ):
+        find_domain(name, data, labelled)
+    if processes.is_first:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with whole_file(run_dir / EXPERIMENT_FILE) as file:
+            file.write(config_text(experiment).encode())
 
 
 def run_training(
     experiment: Experiment,
     run_dir: Path,
-    device: torch.device,
-    terminal: Terminal,
+    machine: Machine,
     title: str,
+    start: Path | None = None,
     pseudo_labels: Path | None = None,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -143,9 +171,10 @@ def run_training(
     Args:
         experiment: Losses, data and schedule of this training.
         run_dir: The run folder; nothing is written there before the input was found right.
-        device: Where to train.
-        terminal: Shows progress.
+        machine: Where to train.
         title: Of the progress bar.
+        start: A model of ours to start from in place of `network.weights`; not part of the experiment, so that a
+            run folder can be moved.
         pseudo_labels: Folder of target labels for step 2.
         notes: Further entries of result.json.
 
@@ -154,11 +183,12 @@ def run_training(
 
     Raises:
         InputError: wrong input, or `run_dir` holds another experiment.
+        Stopped: a signal asked to leave; the same call continues.
     """
-    finished = finished_result(run_dir, experiment)
+    processes, terminal = machine.processes, machine.terminal
+    finished = processes.share(finished_result(run_dir, experiment))
     if finished:
         return finished
-    started = time.perf_counter()
     schedule = experiment.schedule
     uses_target = adapts_to_target(experiment.loss, experiment.network.batch_norm)
     source = find_domain("source", experiment.source, labelled=True)
@@ -174,7 +204,8 @@ def run_training(
     ) -> Iterator[Batch]:
         return training_batches(
             images, space, data, experiment.augmentation, schedule.batch_size, experiment.seed, domain,
-            schedule.workers, step * schedule.batch_size, labels, style,
+            schedule.workers, step * schedule.batch_size * processes.count, labels, style,
+            processes.rank, processes.count,
         )  # fmt: skip
 
     translation = experiment.translation
@@ -186,36 +217,74 @@ def run_training(
             stream(target, experiment.target, TARGET, step, pseudo_labels, None) if uses_target else None,
         )
 
-    state = new_state(experiment, space, device)
-    saved = load_state(run_dir, device)
-    if saved:
-        state.load_state_dict(saved)
+    weights = replace(experiment.network, weights=str(start)) if start else experiment.network
+    state = new_state(replace(experiment, network=weights), space, machine.device, processes)
+    restore(state, run_dir, machine)
     streams(state.step)  # reads nothing yet, but refuses options that are out of range
-    provenance = provenance_of(experiment, space, {"source": source, "target": target, "test": test})
+    provenance = provenance_of(experiment, space, {"source": source, "target": target, "test": test}, start)
 
     def evaluate_now() -> Evaluation:
-        return evaluate(
-            state.segmenter, evaluation_batches(test, space, experiment.test, EVALUATION_BATCH, schedule.workers)
+        batches = evaluation_batches(
+            test, space, experiment.test, EVALUATION_BATCH, schedule.workers, processes.rank, processes.count
         )
+        return evaluate(state.segmenter, stoppable(batches, len(test), machine), processes=processes)
 
     def save_model(name: str) -> None:
+        if not processes.is_first:
+            return
         extra = {"provenance": json.dumps(provenance), "input_size": json.dumps(experiment.test.size)}
         save_network(run_dir / name, state.segmenter, extra)
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / CONFIG_FILE).write_text(config_text(experiment))
-    with Metrics(run_dir, state.step) as metrics:
-        evaluations = train(state, schedule, streams, evaluate_now, save_model, run_dir, metrics, terminal, title)
+    if processes.is_first:
+        with whole_file(run_dir / CONFIG_FILE) as file:
+            file.write(config_text(experiment).encode())
+    with Metrics(run_dir, state.step, processes.is_first) as metrics:
+        evaluations = train(state, schedule, streams, evaluate_now, save_model, run_dir, metrics, machine, title)
     result = {
         **result_of(evaluations, schedule.last_k),
         **provenance,
         "command": command_line(),
-        "seconds": time.perf_counter() - started,
+        "seconds": state.seconds,
         **(notes or {}),
     }
-    with whole_file(run_dir / RESULT_FILE) as file:
-        file.write(json.dumps(result, indent=1).encode())
-    return result
+    if processes.is_first:
+        with whole_file(run_dir / RESULT_FILE) as file:
+            file.write(json.dumps(result, indent=1).encode())
+    return processes.share(result)
+
+
+def restore(state: TrainState, run_dir: Path, machine: Machine) -> None:
+    """Bring `state` to the newest whole checkpoint of `run_dir`, if there is one; rank 0 says which.
+
+    Raises:
+        InputError: the checkpoint is of another network.
+    """
+    path, damaged = machine.processes.share(newest_whole(run_dir) if machine.processes.is_first else (None, []))
+    for other in damaged:
+        back_to = f"continuing from {path.name}, the one before" if path else "starting this training again"
+        machine.terminal.say(f"{other}: damaged, its content is not what was written; {back_to}")
+    if path:
+        try:
+            state.load_state_dict(load_state(path, machine.device))
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: not the state of this network ({error}); it is of another version of segadapt, or was "
+                "changed: choose another --run_dir"
+            ) from None
+
+
+def stoppable(batches: Iterator[EvaluationBatch], images: int, machine: Machine) -> Iterator[EvaluationBatch]:
+    """The batches of this process; before each, all processes leave if one was told to.
+
+    A process with fewer batches than the others asks as often as they do.
+    """
+    rounds = ceil(ceil(images / machine.processes.count) / EVALUATION_BATCH)
+    for _ in range(rounds):
+        machine.leave_if_stopped()
+        batch = next(batches, None)
+        if batch is not None:
+            yield batch
 
 
 def pseudo_label(
@@ -224,27 +293,65 @@ def pseudo_label(
     options: PseudoLabelConfig,
     workers: int,
     out: Path,
-    device: torch.device,
-    terminal: Terminal,
+    machine: Machine,
 ) -> LabellingReport:
-    """Label the images of `data` with the network in `model`, Eq. (9), into `out`."""
-    network, data = load_network(model).to(device), at_size_of(model, data)
-    images = find_pairs(data, labelled=False)
-    terminal.start_progress("pseudo-labels", 2 * len(images))
-    batches = evaluation_batches(images, network.label_space, data, EVALUATION_BATCH, workers)
-    report = label_images(network, batches, options, out, terminal.advance)
-    terminal.finish_progress()
+    """Label the images of `data` with the network in `model`, Eq. (9), into `out`.
+
+    Raises:
+        InputError: wrong input, or `out` holds the labels of another model or of other options.
+        Stopped: a signal asked to leave; the same call continues.
+    """
+    network, data = load_network(model).to(machine.device), at_size_of(model, data)
+    images, processes = find_pairs(data, labelled=False), machine.processes
+    made_by = {
+        "model": digest_of(model),
+        "data": fingerprint(images),
+        "size": data.size,
+        "quantile": options.quantile,
+        "cap": options.cap,
+    }
+    refuse_other_labels(out, made_by)
+    if processes.is_first:
+        out.mkdir(parents=True, exist_ok=True)
+        with whole_file(out / MADE_BY_FILE) as file:
+            file.write(json.dumps(made_by, indent=1).encode())
+    names = [images.image_name(index) for index in range(processes.rank, len(images), processes.count)]
+
+    def batches_without(known: Container[str]) -> Iterator[EvaluationBatch]:
+        batches = evaluation_batches(
+            images, network.label_space, data, EVALUATION_BATCH, workers, processes.rank, processes.count, known
+        )
+        return stoppable(batches, len(images), machine)
+
+    machine.terminal.start_progress("pseudo-labels", 2 * len(names))
+    report = label_images(network, names, batches_without, options, out, processes, machine.terminal.advance)
+    machine.terminal.finish_progress()
     return report
 
 
-def evaluate_model(
-    model: Path, data: DataConfig, device: torch.device, restricted_argmax: bool = False
-) -> dict[str, Any]:
+def refuse_other_labels(out: Path, made_by: dict[str, Any]) -> None:
+    """Raises InputError if `out` holds labels that were made by something else."""
+    path = out / MADE_BY_FILE
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    differs = [name for name, value in made_by.items() if json.loads(json.dumps(value)) != before.get(name)]
+    if differs:
+        raise InputError(f"{out} holds pseudo-labels made with another {', '.join(differs)}; choose another folder")
+
+
+def evaluate_model(model: Path, data: DataConfig, machine: Machine, restricted_argmax: bool = False) -> dict[str, Any]:
     """Score a model file on labelled data: the scores of result.json with the provenance the file carries."""
-    network, data = load_network(model).to(device), at_size_of(model, data)
-    images = find_pairs(data, labelled=True)
-    batches = evaluation_batches(images, network.label_space, data, EVALUATION_BATCH, workers=0)
-    scores = evaluate(network, batches, restricted_argmax)
+    network, data = load_network(model).to(machine.device), at_size_of(model, data)
+    images, processes = find_pairs(data, labelled=True), machine.processes
+    batches = evaluation_batches(
+        images, network.label_space, data, EVALUATION_BATCH, 0, processes.rank, processes.count
+    )
+    machine.terminal.start_progress("evaluation", len(images))
+    scores = evaluate(
+        network, stoppable(batches, len(images), machine), restricted_argmax, processes, machine.terminal.advance
+    )
+    machine.terminal.finish_progress()
     return {**scores.as_json(), **json.loads(read_metadata(model).get("provenance", "{}"))}
 
 
@@ -283,12 +390,15 @@ def result_of(evaluations: list[tuple[int, Evaluation]], last_k: int) -> dict[st
     }
 
 
-def provenance_of(experiment: Experiment, space: LabelSpace, sets: dict[str, ImageSet]) -> dict[str, Any]:
+def provenance_of(
+    experiment: Experiment, space: LabelSpace, sets: dict[str, ImageSet], start: Path | None
+) -> dict[str, Any]:
     """What a score depends on besides the configuration."""
+    initial = f"{start.parent.name}/{start.name}" if start else experiment.network.weights
     return {
         "seed": experiment.seed,
         "classes": list(space.names),
-        "initial_weights": f"{experiment.network.backbone}: {experiment.network.weights}",
+        "initial_weights": f"{experiment.network.backbone}: {initial}",
         "versions": {
             "segadapt": segadapt.__version__,
             "torch": torch.__version__,
@@ -309,8 +419,23 @@ def finished_result(run_dir: Path, experiment: Experiment) -> dict[str, Any] | N
     """
     config, result = run_dir / CONFIG_FILE, run_dir / RESULT_FILE
     if config.exists() and config.read_text() != config_text(experiment):
-        raise InputError(f"{run_dir} holds a run with another configuration (config.yaml); choose another --run_dir")
+        there, now = yaml.safe_load(config.read_text()), plain(asdict(experiment))
+        raise InputError(
+            f"{run_dir} holds a run with another configuration ({differences(there, now)}); choose another --run_dir"
+        )
     return json.loads(result.read_text()) if result.exists() else None
+
+
+def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
+    """The keys in which two configurations differ, with both values."""
+    said = []
+    for key in {**there, **now}:
+        a, b = there.get(key, "no such key"), now.get(key, "no such key")
+        if isinstance(a, dict) and isinstance(b, dict):
+            said.append(differences(a, b, f"{prefix}{key}."))
+        elif a != b:
+            said.append(f"{prefix}{key}: {a} there, {b} now")
+    return "; ".join(text for text in said if text)
 
 
 def config_text(experiment: Experiment) -> str:

@@ -1,12 +1,12 @@
 """Pseudo-labels for step 2: Eq. (9) in constant memory, and Eq. (11).
 
 In: a network and the unlabelled target images. Out: a folder of 8-bit PNGs at the network's input size, 255 = don't
-care, and the thresholds. Two passes: the first writes each image's most likely labels and its confidences and counts
-the confidences of each class in a histogram; the second applies the thresholds that the histogram gives.
+care, and the thresholds. Predictions are written first, then the confidences of each class are counted in a histogram,
+then the thresholds that it gives are applied. A call that was stopped anywhere goes on where it was.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,9 +20,15 @@ from torch import Tensor
 from segadapt.config import PseudoLabelConfig
 from segadapt.data.label_spaces import IGNORE
 from segadapt.data.loading import EvaluationBatch
+from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import predict_logits
 from segadapt.networks.deeplab import DeepLab
+from segadapt.processes import ONE_PROCESS, Processes
+from segadapt.whole_file import whole_file
 
+THRESHOLDS_FILE = "thresholds.json"
+COUNTED_FILE = "counted.npz"  # the thresholds, before the labels are written
+PREDICTION = np.dtype([("label", np.uint8), ("bin", np.uint16)])
 BINS = 1 << 16  # a confidence is kept as one of 65,536 steps: the threshold is exact to half a step
 
 
@@ -110,60 +116,115 @@ def quantise(confidence: Float[Tensor, "H W"]) -> UInt16[np.ndarray, "H W"]:
 @torch.inference_mode()
 def label_images(
     network: DeepLab,
-    batches: Iterator[EvaluationBatch],
+    names: Sequence[str],
+    batches_without: Callable[[Container[str]], Iterable[EvaluationBatch]],
     options: PseudoLabelConfig,
     out: Path,
+    processes: Processes = ONE_PROCESS,
     progress: Callable[[], None] = lambda: None,
 ) -> LabellingReport:
     """Write `out/<name>.png` for each image: Eq. (9) with each class's own threshold, keeping confidence >= threshold.
 
-    Memory does not grow with the number of images: confidences wait on disk, 2 bytes a pixel, until the second pass.
+    Memory does not grow with the number of images: predictions wait on disk, 3 bytes a pixel, until the thresholds are
+    known. What a stopped call has left there is used by the next one.
 
     Args:
         network: The model of step 1.
-        batches: Target images at the network's input size, each once.
+        names: Of the images that this process labels.
+        batches_without: Their batches at the network's input size, but for images that need no prediction any more.
         options: Quantile and cap.
         out: Folder, made if missing; `thresholds.json` is written last and marks it complete.
+        processes: That share the images; one histogram is merged from theirs.
         progress: Called after each image of each pass.
+
+    Returns:
+        The content of thresholds.json, of the images of all processes.
     """
     network.eval()
-    names = network.label_space.names
-    histogram = np.zeros((len(names), BINS), dtype=np.int64)
-    written: list[Path] = []
-    for batch in batches:
-        size = (batch.images.shape[-2], batch.images.shape[-1])
-        for logits, name in zip(predict_logits(network, batch.images), batch.names, strict=True):
-            labels, confidence = confident_prediction(logits, size)
-            classes, bins = labels.cpu().numpy(), quantise(confidence)
-            # bincount would need N * 65,536 counters an image; add.at touches only those that are met
-            np.add.at(histogram, (classes.ravel(), bins.ravel()), 1)
-            path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(classes).save(path, compress_level=1)
-            np.save(confidence_path(path), bins)
-            written.append(path)
+    classes = network.label_space.names
+    counted = out / COUNTED_FILE
+    if not processes.share(counted.exists()):
+        predicted = {name for name in names if read_prediction(prediction_path(out, name)) is not None}
+        for _ in predicted:
             progress()
+        for batch in batches_without(predicted):
+            size = (batch.images.shape[-2], batch.images.shape[-1])
+            for logits, name in zip(predict_logits(network, batch.images), batch.names, strict=True):
+                labels, confidence = confident_prediction(logits, size)
+                save_prediction(prediction_path(out, name), labels.cpu().numpy(), quantise(confidence))
+                progress()
+        histogram = np.zeros((len(classes), BINS), dtype=np.int64)
+        for name in names:
+            labels, bins = whole_prediction(out, name)
+            # bincount would need N * 65,536 counters an image; add.at touches only those that are met
+            np.add.at(histogram, (labels.ravel(), bins.ravel()), 1)
+        histogram = processes.sum(torch.from_numpy(histogram)).numpy()
+        thresholds = class_thresholds(histogram, options.quantile, options.cap)
+        if processes.is_first:
+            with whole_file(counted) as file:
+                np.savez(file, thresholds=thresholds, pixels=histogram.sum(1))
+        processes.wait()
+    with np.load(counted) as known:
+        thresholds, pixels = known["thresholds"], known["pixels"]
 
-    thresholds = class_thresholds(histogram, options.quantile, options.cap)
-    kept = np.zeros(len(names), dtype=np.int64)
-    for path in written:
-        classes = np.array(Image.open(path))
-        confidence = (np.load(confidence_path(path)).astype(np.float64) + 0.5) / BINS
-        labels = confident_labels(classes, confidence, thresholds)
-        kept += np.bincount(labels.ravel(), minlength=256)[: len(names)]
-        Image.fromarray(labels).save(path)
-        confidence_path(path).unlink()
+    kept = np.zeros(len(classes), dtype=np.int64)
+    for name in names:
+        path = out / name
+        if prediction_path(out, name).exists():
+            labels, bins = whole_prediction(out, name)
+            confidence = (bins.astype(np.float64) + 0.5) / BINS
+            with whole_file(path) as file:
+                Image.fromarray(confident_labels(labels, confidence, thresholds)).save(file, "PNG")
+            prediction_path(out, name).unlink()
+        kept += np.bincount(np.asarray(Image.open(path)).ravel(), minlength=256)[: len(classes)]
         progress()
 
+    kept, images = processes.sum(torch.from_numpy(kept)).numpy(), int(processes.sum(torch.tensor(len(names))))
     report = LabellingReport(
-        thresholds={n: None if np.isnan(t) else float(t) for n, t in zip(names, thresholds, strict=True)},
-        coverage=dict(zip(names, (kept / np.maximum(histogram.sum(1), 1)).tolist(), strict=True)),
-        images=len(written),
+        thresholds={n: None if np.isnan(t) else float(t) for n, t in zip(classes, thresholds, strict=True)},
+        coverage=dict(zip(classes, (kept / np.maximum(pixels, 1)).tolist(), strict=True)),
+        images=images,
     )
-    (out / "thresholds.json").write_text(json.dumps(asdict(report), indent=1))
+    if processes.is_first:
+        with whole_file(out / THRESHOLDS_FILE) as file:
+            file.write(json.dumps(asdict(report), indent=1).encode())
+        counted.unlink()
+    processes.wait()
     return report
 
 
-def confidence_path(path: Path) -> Path:
-    """Where the confidences of a label map wait between the passes."""
-    return path.with_suffix(".confidence.npy")
+def prediction_path(out: Path, name: str) -> Path:
+    """Where the prediction of an image waits for the thresholds."""
+    return (out / name).with_suffix(".prediction.npy")
+
+
+def save_prediction(path: Path, labels: UInt8[np.ndarray, "H W"], bins: UInt16[np.ndarray, "H W"]) -> None:
+    """Write most likely classes and the bins of their confidences, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prediction = np.empty(labels.shape, PREDICTION)
+    prediction["label"], prediction["bin"] = labels, bins
+    with whole_file(path) as file:
+        np.save(file, prediction)
+
+
+def read_prediction(path: Path) -> tuple[UInt8[np.ndarray, "H W"], UInt16[np.ndarray, "H W"]] | None:
+    """What `save_prediction` wrote; None where nothing, or something else, is."""
+    try:
+        prediction = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    if prediction.dtype != PREDICTION or prediction.ndim != 2:
+        return None
+    return np.ascontiguousarray(prediction["label"]), np.ascontiguousarray(prediction["bin"])
+
+
+def whole_prediction(out: Path, name: str) -> tuple[UInt8[np.ndarray, "H W"], UInt16[np.ndarray, "H W"]]:
+    """The prediction of an image that has one.
+
+    Raises:
+        InputError: it was changed from outside since.
+    """
+    prediction = read_prediction(prediction_path(out, name))
+    if prediction is None:
+        raise InputError(f"{prediction_path(out, name)}: damaged; delete it and {out / COUNTED_FILE} and label again")
+    return prediction

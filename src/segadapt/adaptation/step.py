@@ -5,13 +5,17 @@ loss and count of the step. Step 1 and step 2 of the paper are this same functio
 pseudo-labels. Source only, adversarial, AdaBN and target only are weights of zero and other batches, not other code.
 """
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from segadapt.adaptation.pseudo_labels import override
 from segadapt.config import LossConfig, MatchingConfig, OptimiserConfig
@@ -28,6 +32,7 @@ from segadapt.matching import (
 from segadapt.matching.losses import matched
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.discriminator import Discriminator
+from segadapt.processes import Processes
 
 
 @dataclass
@@ -44,13 +49,29 @@ class TrainState:
     optimiser: OptimiserConfig
     override: str
     decay_steps: int
+    accumulate: int
     device: torch.device
+    processes: Processes
     step: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.parallel_segmenter = self.parallel(self.segmenter)
+        self.parallel_discriminator = self.parallel(self.discriminator)
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network, whose gradients are averaged over the processes if there are several."""
+        if self.processes.count == 1:
+            return network
+        # running statistics are rank 0's everywhere; frozen ones need not be sent
+        moves = not isinstance(network, DeepLab) or network.config.batch_norm != "frozen"
+        return DistributedDataParallel(network, broadcast_buffers=moves)
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters, banks with ring positions, optimisers and the step counter."""
+        """Parameters, banks with ring positions, optimisers, the step counter and the seconds spent."""
         return {
             "step": self.step,
+            "seconds": self.seconds,
             "segmenter": self.segmenter.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "bank": self.bank.state_dict(),
@@ -60,7 +81,7 @@ class TrainState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state["seconds"]
         self.segmenter.load_state_dict(state["segmenter"])
         self.discriminator.load_state_dict(state["discriminator"])
         self.bank.load_state_dict(state["bank"])
@@ -93,12 +114,15 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
         target: The same of the target domain, labels 255 wherever there is no pseudo-label; None for source only.
 
     Returns:
-        Losses before weighting ("loss/..."), and what was matched ("matched/..."), as detached scalars on the device.
+        Losses before weighting ("loss/..."), and what was matched ("matched/..."), as detached scalars on the device;
+        of this process.
     """
     segmenter, discriminator, bank = state.segmenter, state.discriminator, state.bank
-    weights, matching = state.loss, state.matching
+    weights, matching, processes = state.loss, state.matching, state.processes
     adversarial, matches = weights.adversarial > 0, weights.matching > 0
-    report: dict[str, Tensor] = {}
+    # AdaBN alone has no loss on the target: its forward pass, which moves the statistics, is the adaptation
+    target_has_loss = target is not None and (adversarial or matches or weights.target_segmentation > 0)
+    report: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=state.device))
     set_learning_rates(state)
     segmenter.train()
     segmenter_autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=state.device.type == "cuda")
@@ -106,81 +130,131 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
 
     # Eq. (1): cross-entropy on the source.
     segmenter.update_running_statistics(target is None or segmenter.config.batch_norm != "source_target_separate")
-    with segmenter_autocast:
-        source_output = segmenter(segmenter.normalisation(source.images.to(state.device)))
-    source_labels = source.labels.to(state.device)
-    source_logits = upsample(source_output.logits, source_labels)
-    report["loss/segmentation"] = cross_entropy(source_logits, source_labels)
-    (weights.segmentation * report["loss/segmentation"]).backward()
+    source_logits, source_regions = [], []
+    labelled = labelled_pixels(source.labels, processes)
+    for part, is_last in parts_of(source, state.accumulate):
+        images, labels = part.images.to(state.device), part.labels.to(state.device)
+        with averaged_gradients(state.parallel_segmenter, is_last and not target_has_loss):
+            with segmenter_autocast:
+                output = state.parallel_segmenter(segmenter.normalisation(images))
+            logits = upsample(output.logits, labels)
+            loss = cross_entropy(logits, labels, labelled)
+            (weights.segmentation * loss).backward()
+        report["loss/segmentation"] += loss.detach()
+        source_logits.append(logits.detach())
 
-    # Eqs. (4), (5), (7), Algorithm 1: mean features of the correctly classified source regions enter the banks.
+        # Eqs. (4), (5), (7): mean features of the correctly classified regions.
+        if matches:
+            size = (output.logits.shape[-2], output.logits.shape[-1])
+            correct = correct_labels(output.logits.argmax(1), shrink_labels(labels, size, matching.label_sampling))
+            regions = find_regions(output.features.detach(), correct, state)
+            if matching.classifier_agreement.source:
+                regions = regions.select(agrees(segmenter, regions))
+            source_regions.append(regions)
+
+    # Algorithm 1: they enter the banks, which hold the same on all processes.
     if matches:
-        size = (source_output.logits.shape[-2], source_output.logits.shape[-1])
-        predicted = source_output.logits.argmax(1)
-        correct = correct_labels(predicted, shrink_labels(source_labels, size, matching.label_sampling))
-        regions = find_regions(source_output.features.detach(), correct, state)
-        if matching.classifier_agreement.source:
-            regions = regions.select(agrees(segmenter, regions))
-        bank.store(regions)
+        bank.store(of_all_processes(source_regions, processes))
 
     # The target's share of Eqs. (12), (13).
-    target_logits = None
+    target_logits = []
     if target is not None:
         segmenter.update_running_statistics(True)
-        has_loss = adversarial or matches or weights.target_segmentation > 0
-        # AdaBN alone has no loss on the target: its forward pass, which moves the statistics, is the adaptation
-        with segmenter_autocast, torch.set_grad_enabled(has_loss):
-            target_output = segmenter(segmenter.normalisation(target.images.to(state.device)))
-        target_labels = target.labels.to(state.device)
-        target_logits = upsample(target_output.logits, target_labels)
-        objective = target_logits.new_zeros(())
+        labelled = labelled_pixels(target.labels, processes)
+        for part, is_last in parts_of(target, state.accumulate):
+            images, labels = part.images.to(state.device), part.labels.to(state.device)
+            share = len(part.images) / len(target.images)
+            with averaged_gradients(state.parallel_segmenter, is_last), torch.set_grad_enabled(target_has_loss):
+                with segmenter_autocast:
+                    output = state.parallel_segmenter(segmenter.normalisation(images))
+                logits = upsample(output.logits, labels)
+                # every parameter has a gradient, if of 0: those that have none would be waited for in vain
+                objective = 0.0 * output.logits.float().sum()
 
-        # Eq. (2): the segmenter makes target predictions look like source ones; D's parameters get no gradient.
-        if adversarial:
-            discriminator.requires_grad_(False)
-            judged = discriminator(target_logits.softmax(1))
-            report["loss/adversarial"] = domain_loss(judged, is_target=False, gan=weights.gan)
-            objective = objective + weights.adversarial * report["loss/adversarial"]
+                # Eq. (2): the segmenter makes target predictions look like source ones; D gets no gradient.
+                if adversarial:
+                    discriminator.requires_grad_(False)
+                    loss = domain_loss(discriminator(logits.softmax(1)), is_target=False, gan=weights.gan)
+                    report["loss/adversarial"] += share * loss.detach()
+                    objective = objective + weights.adversarial * share * loss
 
-        # Eqs. (6), (8), with the labels of Eq. (11): target regions go to their nearest stored source region.
-        if matches:
-            size = (target_output.logits.shape[-2], target_output.logits.shape[-1])
-            pseudo = shrink_labels(target_labels, size, matching.label_sampling)
-            labels = override(target_output.logits.detach().argmax(1), pseudo, state.override)
-            regions = find_regions(target_output.features, labels, state)
-            regions = regions.select(may_match(segmenter, regions, matching))
-            stuff, instance = matching_losses(
-                regions, bank, matching.distance, matching.min_fill, matching.class_reduction
-            )
-            # a mean over the batch, so that lambda_ci means the same at any batch size
-            report["loss/stuff"] = stuff / len(target.images)
-            report["loss/instance"] = instance / len(target.images)
-            objective = objective + weights.matching * (report["loss/stuff"] + report["loss/instance"])
-            used = matched(regions, bank, matching.min_fill)
-            report["matched/stuff"] = (used & ~regions.is_thing).sum()
-            report["matched/instances"] = (used & regions.is_thing).sum()
+                # Eqs. (6), (8), with the labels of Eq. (11): regions go to their nearest stored source region.
+                if matches:
+                    size = (output.logits.shape[-2], output.logits.shape[-1])
+                    pseudo = shrink_labels(labels, size, matching.label_sampling)
+                    used_labels = override(output.logits.detach().argmax(1), pseudo, state.override)
+                    regions = find_regions(output.features, used_labels, state)
+                    regions = regions.select(may_match(segmenter, regions, matching))
+                    stuff, instance = matching_losses(
+                        regions, bank, matching.distance, matching.min_fill, matching.class_reduction
+                    )
+                    # a mean over the batch, so that lambda_ci means the same at any batch size
+                    objective = objective + weights.matching * (stuff + instance) / len(target.images)
+                    report["loss/stuff"] += stuff.detach() / len(target.images)
+                    report["loss/instance"] += instance.detach() / len(target.images)
+                    used = matched(regions, bank, matching.min_fill)
+                    report["matched/stuff"] += (used & ~regions.is_thing).sum()
+                    report["matched/instances"] += (used & regions.is_thing).sum()
 
-        # Eq. (10): cross-entropy with the pseudo-labels.
-        if weights.target_segmentation > 0:
-            report["loss/target_segmentation"] = cross_entropy(target_logits, target_labels)
-            objective = objective + weights.target_segmentation * report["loss/target_segmentation"]
+                # Eq. (10): cross-entropy with the pseudo-labels.
+                if weights.target_segmentation > 0:
+                    loss = cross_entropy(logits, labels, labelled)
+                    report["loss/target_segmentation"] += loss.detach()
+                    objective = objective + weights.target_segmentation * loss
 
-        if has_loss:
-            objective.backward()
+                if target_has_loss:
+                    objective.backward()
+            target_logits.append(logits.detach())
     state.segmenter_optimiser.step()
 
     # Eq. (3): the discriminator learns to tell the domains apart, each half weighted by 1/2.
-    if adversarial and target_logits is not None:
+    if adversarial and target is not None:
         discriminator.requires_grad_(True)
         state.discriminator_optimiser.zero_grad(set_to_none=True)
-        on_source = domain_loss(discriminator(source_logits.detach().softmax(1)), is_target=False, gan=weights.gan)
-        on_target = domain_loss(discriminator(target_logits.detach().softmax(1)), is_target=True, gan=weights.gan)
-        report["loss/discriminator"] = (on_source + on_target) / 2
-        (weights.discriminator * report["loss/discriminator"]).backward()
+        judged = [(logits, False, len(source.images)) for logits in source_logits]
+        judged += [(logits, True, len(target.images)) for logits in target_logits]
+        for number, (logits, is_target, images) in enumerate(judged, start=1):
+            with averaged_gradients(state.parallel_discriminator, number == len(judged)):
+                loss = domain_loss(state.parallel_discriminator(logits.softmax(1)), is_target, weights.gan)
+                loss = loss * len(logits) / images / 2
+                (weights.discriminator * loss).backward()
+            report["loss/discriminator"] += loss.detach()
         state.discriminator_optimiser.step()
 
     state.step += 1
-    return {name: value.detach() for name, value in report.items()}
+    return dict(report)
+
+
+def parts_of(batch: Batch, parts: int) -> Iterator[tuple[Batch, bool]]:
+    """A batch in equal parts, one after another (gradient accumulation), and whether it is the last of them."""
+    size = len(batch.images) // parts
+    for number in range(parts):
+        here = slice(number * size, (number + 1) * size)
+        yield Batch(batch.images[here], batch.labels[here], batch.names[here]), number == parts - 1
+
+
+def averaged_gradients(network: nn.Module, average: bool) -> AbstractContextManager[None]:
+    """Forward and backward inside add to the gradients; with `average` the sum is then averaged over the processes."""
+    return nullcontext() if average or not isinstance(network, DistributedDataParallel) else network.no_sync()
+
+
+def labelled_pixels(labels: Int[Tensor, "B H W"], processes: Processes) -> Float[Tensor, ""]:
+    """Pixels of a batch that have a label, the mean of the processes'; at least 1, so that it can divide.
+
+    Divided by it on each process and then averaged over them, a sum over pixels is the mean over all pixels.
+    """
+    count = (labels != IGNORE).sum().double()
+    return (processes.sum(count) / processes.count).clamp(min=1 / processes.count).float()
+
+
+def of_all_processes(regions: Sequence[Regions], processes: Processes) -> Regions:
+    """Regions of all parts of all processes, in the order in which one process would have them in one batch."""
+    return Regions(
+        **{
+            name: processes.concatenate(torch.cat([getattr(each, name) for each in regions]))
+            for name in ("features", "class_index", "image_index", "area", "is_thing")
+        }
+    )
 
 
 def upsample(logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"]) -> Float[Tensor, "B N H W"]:
@@ -188,13 +262,17 @@ def upsample(logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"]) -> 
     return F.interpolate(logits.float(), size=(labels.shape[-2], labels.shape[-1]), mode="bilinear", align_corners=True)
 
 
-def cross_entropy(logits: Float[Tensor, "B N H W"], labels: Int[Tensor, "B H W"]) -> Float[Tensor, ""]:
+def cross_entropy(
+    logits: Float[Tensor, "B N H W"], labels: Int[Tensor, "B H W"], labelled: Float[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
     """Eqs. (1), (10): mean over the labelled pixels; 0, not NaN, where there is none.
+
+    `labelled` is their number where the logits are only a part of what the mean is over.
 
     Paper: a sum over pixels; the mean is what its learning rate belongs to.
     """
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total / ((labels != IGNORE).sum().clamp(min=1) if labelled is None else labelled.to(logits.device))
 
 
 def domain_loss(judged: Float[Tensor, "B 1 h w"], is_target: bool, gan: str) -> Float[Tensor, ""]:

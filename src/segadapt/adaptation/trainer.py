@@ -1,4 +1,4 @@
-"""A training: the adaptation step, repeated; around it everything periodic (evaluate, log, save).
+"""A training: the adaptation step, repeated; around it everything periodic (evaluate, log, save, leave when told to).
 
 In: an experiment whose losses are already those of the step of the procedure, two endless streams. Out: the trained
 state and the evaluations met on the way.
@@ -13,25 +13,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from segadapt.adaptation import checkpoints
-from segadapt.adaptation.run_log import Metrics, Terminal
+from segadapt.adaptation.checkpoints import save_state
+from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.run_log import Metrics
 from segadapt.adaptation.step import TrainState, adaptation_step, learning_rates
 from segadapt.config import Experiment, OptimiserConfig, ScheduleConfig
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.data.loading import Batch
-from segadapt.errors import NonFiniteLossError
+from segadapt.errors import InputError, NonFiniteLossError, Stopped
 from segadapt.evaluation.evaluate import Evaluation
 from segadapt.matching import FeatureBank
 from segadapt.networks.deeplab import DeepLab, parameter_groups
 from segadapt.networks.discriminator import Discriminator
 from segadapt.networks.weights import build_network
+from segadapt.processes import ONE_PROCESS, Processes
 
 
-def new_state(experiment: Experiment, space: LabelSpace, device: torch.device) -> TrainState:
-    """The state before the first step: initial weights, a new discriminator, empty banks; a function of the seed."""
-    segmenter = build_network(experiment.network, space, experiment.seed).to(device)
+def new_state(
+    experiment: Experiment, space: LabelSpace, device: torch.device, processes: Processes = ONE_PROCESS
+) -> TrainState:
+    """The state before the first step: initial weights, a new discriminator, empty banks; a function of the seed.
+
+    Raises:
+        InputError: the weights cannot be had, or batch norm cannot be synchronised here.
+    """
+    network = experiment.network
+    segmenter = build_network(network, space, experiment.seed).to(device)
+    if network.sync_batch_norm:
+        if device.type != "cuda" or network.batch_norm == "frozen":
+            raise InputError(
+                "network.sync_batch_norm: needs GPUs and a batch norm that is not frozen; leave it out, or use "
+                "--device cuda and network.batch_norm batch"
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.backbone)  # in place: the backbone itself is none
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         discriminator = Discriminator(space.num_classes).to(device)
@@ -49,7 +65,9 @@ def new_state(experiment: Experiment, space: LabelSpace, device: torch.device) -
         optimiser=options,
         override=experiment.pseudo_labels.override,
         decay_steps=experiment.schedule.decay_steps or experiment.schedule.steps,
+        accumulate=experiment.schedule.accumulate,
         device=device,
+        processes=processes,
     )
 
 
@@ -69,7 +87,7 @@ def train(
     save_model: Callable[[str], None],
     run_dir: Path,
     metrics: Metrics,
-    terminal: Terminal,
+    machine: Machine,
     title: str,
 ) -> list[tuple[int, Evaluation]]:
     """Train `state` up to `schedule.steps`, from wherever it stands.
@@ -82,7 +100,7 @@ def train(
         save_model: Keeps the segmenter as it is under a file name: `best.safetensors`, `model.safetensors`.
         run_dir: Where the training state is saved.
         metrics: Of this training; evaluations before `state.step` are taken from it.
-        terminal: Shows progress.
+        machine: Shows progress, and says when to leave.
         title: Of the progress bar.
 
     Returns:
@@ -90,39 +108,60 @@ def train(
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays as it was.
+        Stopped: a signal asked to leave; the state is saved.
     """
+    processes, terminal = machine.processes, machine.terminal
     evaluations = [(line["step"], Evaluation(**line["evaluation"])) for line in metrics.earlier if "evaluation" in line]
+    clock, seconds_before = time.perf_counter(), state.seconds
+
+    def save() -> None:
+        state.seconds = seconds_before + time.perf_counter() - clock
+        metrics.sync()  # a checkpoint never knows of more evaluations than the disk does
+        if processes.is_first:
+            save_state(run_dir, state.step, state.state_dict())
 
     def evaluate_now() -> None:
+        processes.copy_from_first(list(state.segmenter.buffers()))
         scores = evaluate()
         if scores.miou > max((earlier.miou for _, earlier in evaluations), default=-math.inf):
             save_model("best.safetensors")
         evaluations.append((state.step, scores))
         metrics.write(state.step, {"evaluation": scores.as_json()})
 
+    def evaluation_is_due() -> bool:
+        if evaluations and evaluations[-1][0] == state.step:
+            return False
+        every = schedule.evaluate_every
+        return state.step >= schedule.steps or bool(every and state.step and state.step % every == 0)
+
     source_stream, target_stream = streams(state.step)
     terminal.start_progress(title, schedule.steps, state.step)
-    clock, clock_step = time.perf_counter(), state.step
-    while state.step < schedule.steps:
-        report = adaptation_step(state, next(source_stream), next(target_stream) if target_stream is not None else None)
-        refuse_non_finite(report, state.step)
-        last = state.step == schedule.steps
-        if last or state.step % schedule.log_every == 0:
-            seconds = time.perf_counter() - clock
-            domains = 1 if target_stream is None else 2
-            rate = (state.step - clock_step) * schedule.batch_size * domains / max(seconds, 1e-9)
-            metrics.write(state.step, line_of(state, report, rate))
-            clock, clock_step = time.perf_counter(), state.step
-        terminal.advance(f"loss {float(report['loss/segmentation']):.3f}")
-        if not last and schedule.evaluate_every and state.step % schedule.evaluate_every == 0:
-            evaluate_now()
-            clock, clock_step = time.perf_counter(), state.step
-        if not last and schedule.save_every and state.step % schedule.save_every == 0:
-            checkpoints.save_state(run_dir, state.state_dict())
-    if not evaluations or evaluations[-1][0] < state.step:
-        evaluate_now()
+    logged, logged_step = time.perf_counter(), state.step
+    try:
+        while True:
+            if evaluation_is_due():
+                evaluate_now()
+                logged, logged_step = time.perf_counter(), state.step
+            if state.step >= schedule.steps:
+                break
+            machine.leave_if_stopped()
+            target = next(target_stream) if target_stream is not None else None
+            report = adaptation_step(state, next(source_stream), target)
+            refuse_non_finite(report, state.step)
+            last = state.step == schedule.steps
+            if last or state.step % schedule.log_every == 0:
+                seconds, steps = time.perf_counter() - logged, state.step - logged_step
+                images = steps * schedule.batch_size * (1 if target is None else 2) * processes.count
+                metrics.write(state.step, line_of(state, report, images / max(seconds, 1e-9)))
+                logged, logged_step = time.perf_counter(), state.step
+            terminal.advance(f"loss {float(report['loss/segmentation']):.3f}")
+            if not last and schedule.save_every and state.step % schedule.save_every == 0:
+                save()
+    except Stopped:
+        save()
+        raise
     save_model("model.safetensors")
-    checkpoints.save_state(run_dir, state.state_dict())
+    save()
     terminal.finish_progress()
     return evaluations
 
@@ -142,10 +181,14 @@ def refuse_non_finite(report: dict[str, Tensor], step: int) -> None:
 
 
 def line_of(state: TrainState, report: dict[str, Tensor], images_per_second: float) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
-    names = state.segmenter.label_space.names
+    """One line of metrics.jsonl: losses as the mean of the processes, counts as their sum."""
+    names, processes = state.segmenter.label_space.names, state.processes
+    sums = processes.sum(torch.stack([value.float() for value in report.values()])).tolist()
     return {
-        **{name: float(value) for name, value in report.items()},
+        **{
+            name: value / (processes.count if name.startswith("loss/") else 1)
+            for name, value in zip(report, sums, strict=True)
+        },
         "bank_fill": dict(zip(names, state.bank.filled.tolist(), strict=True)),
         "learning_rate": learning_rates(state),
         "images_per_second": images_per_second,

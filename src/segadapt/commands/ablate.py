@@ -6,7 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from segadapt.commands.options import ROWS, add_experiment, add_machine, device_of, experiment_of, terminal_of
+from segadapt.commands.options import ROWS, add_experiment, add_machine, experiment_of, machine_of
 
 TABLE_ROWS = ("source_only", "adversarial", "sim", "sim_ssl", "target_only")
 EXAMPLE = "segadapt ablate --config configs/smoke.yaml --seeds 0 1 2 --run_dir runs/ablation"
@@ -25,12 +25,11 @@ def run(options: Namespace) -> int:
     """Train the rows, print the table."""
     from segadapt.output.ablation import ablate, print_table
 
-    with terminal_of(options) as terminal:
-        table = ablate(
-            experiment_of(options), Path(options.run_dir), options.seeds, options.rows, device_of(options), terminal
-        )
-    if options.json:
-        print(json.dumps(table, indent=1))
-    else:
-        print_table(table)
+    with machine_of(options) as machine:
+        table = ablate(experiment_of(options), Path(options.run_dir), options.seeds, options.rows, machine)
+        if machine.processes.is_first:
+            if options.json:
+                print(json.dumps(table, indent=1))
+            else:
+                print_table(table)
     return 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from segadapt.commands.options import add_machine, add_switch, device_of, print_scores
+from segadapt.commands.options import add_machine, add_switch, machine_of, print_scores
 from segadapt.config import DataConfig
 
 EXAMPLE = "segadapt evaluate --model runs/smoke/model.safetensors --data.root data/streets/adverse --data.split val"
@@ -23,6 +23,8 @@ def run(options: Namespace) -> int:
     """Score and print."""
     from segadapt.adaptation.procedure import evaluate_model
 
-    result = evaluate_model(Path(options.model), options.data, device_of(options), options.restricted_argmax)
-    print_scores(result, options.json)
+    with machine_of(options) as machine:
+        result = evaluate_model(Path(options.model), options.data, machine, options.restricted_argmax)
+        if machine.processes.is_first:
+            print_scores(result, options.json)
     return 0

@@ -1,5 +1,7 @@
 """Options that several commands have, and what becomes of them: the experiment, the device, the terminal."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +13,7 @@ from segadapt.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from segadapt.adaptation.machine import Machine
     from segadapt.adaptation.run_log import Terminal
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -63,13 +66,15 @@ def device_of(options: Namespace) -> "torch.device":
     """
     import torch
 
+    from segadapt.processes import started_processes
+
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine, or this build of torch, has no CUDA device; use --device cpu")
     keep_freed_memory()
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
     use_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
+    return torch.device(f"cuda:{started_processes().local_rank}" if use_cuda else "cpu")
 
 
 def terminal_of(options: Namespace) -> "Terminal":
@@ -77,6 +82,28 @@ def terminal_of(options: Namespace) -> "Terminal":
     from segadapt.adaptation.run_log import Terminal
 
     return Terminal(quiet=options.quiet)
+
+
+@contextmanager
+def machine_of(options: Namespace) -> Iterator["Machine"]:
+    """Device, terminal, signals, and the processes that torchrun started, connected for as long as the context lasts.
+
+    Raises:
+        InputError: cuda was asked for and is not there.
+    """
+    from segadapt.adaptation.machine import Machine, StopSignals
+    from segadapt.adaptation.run_log import Terminal
+    from segadapt.processes import join, leave, started_processes
+
+    device, processes = device_of(options), started_processes()
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(device)
+    join(processes)
+    with StopSignals() as signals, Terminal(quiet=options.quiet or not processes.is_first) as terminal:
+        yield Machine(device, terminal, processes, signals)
+    leave(processes)
 
 
 def keep_freed_memory() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from segadapt.commands.options import add_machine, device_of, terminal_of
+from segadapt.commands.options import add_machine, machine_of
 from segadapt.config import DataConfig, PseudoLabelConfig
 
 EXAMPLE = "segadapt pseudo-label --model runs/smoke/model.safetensors --data.root my_images --out labels"
@@ -26,8 +26,9 @@ def run(options: Namespace) -> int:
     """Label the images and say where the labels are."""
     from segadapt.adaptation.procedure import pseudo_label
 
-    out, device = Path(options.out), device_of(options)
-    with terminal_of(options) as terminal:
-        report = pseudo_label(Path(options.model), options.data, options.pseudo_labels, 0, out, device, terminal)
-    print(json.dumps(asdict(report), indent=1) if options.json else f"{out}: label maps and thresholds.json")
+    out = Path(options.out)
+    with machine_of(options) as machine:
+        report = pseudo_label(Path(options.model), options.data, options.pseudo_labels, 0, out, machine)
+        if machine.processes.is_first:
+            print(json.dumps(asdict(report), indent=1) if options.json else f"{out}: label maps and thresholds.json")
     return 0

@@ -6,7 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from segadapt.commands.options import add_experiment, add_machine, device_of, experiment_of, terminal_of
+from segadapt.commands.options import add_experiment, add_machine, experiment_of, machine_of
 
 SETTINGS = ("lambda_ci", "w")
 EXAMPLE = "segadapt sweep --config configs/smoke.yaml --setting lambda_ci --run_dir runs/lambda_ci"
@@ -29,13 +29,12 @@ def run(options: Namespace) -> int:
     from segadapt.output.sweep import markdown, sweep
 
     values = tuple(options["values"])  # not .values: Namespace has a method of that name
-    with terminal_of(options) as terminal:
-        table = sweep(
-            experiment_of(options), Path(options.run_dir), options.setting, values, options.seeds,
-            device_of(options), terminal,
-        )  # fmt: skip
-    if options.json:
-        print(json.dumps(table, indent=1))
-    else:
-        Console().print(markdown(options.setting, table), highlight=False)
+    experiment, run_dir = experiment_of(options), Path(options.run_dir)
+    with machine_of(options) as machine:
+        table = sweep(experiment, run_dir, options.setting, values, options.seeds, machine)
+        if machine.processes.is_first:
+            if options.json:
+                print(json.dumps(table, indent=1))
+            else:
+                Console().print(markdown(options.setting, table), highlight=False)
     return 0

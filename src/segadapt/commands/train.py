@@ -9,10 +9,9 @@ from segadapt.commands.options import (
     ROWS,
     add_experiment,
     add_machine,
-    device_of,
     experiment_of,
+    machine_of,
     print_scores,
-    terminal_of,
 )
 
 TRAIN_ROWS = tuple(row for row in ROWS if row != "sim_ssl")  # that one takes the whole procedure: adapt
@@ -31,11 +30,10 @@ def run(options: Namespace) -> int:
     """Train and print the scores."""
     from segadapt.adaptation.procedure import row_of, run_training, warm_up
 
-    experiment, run_dir, device = experiment_of(options), Path(options.run_dir), device_of(options)
-    with terminal_of(options) as terminal:
-        if options.row in ("adversarial", "sim"):
-            experiment = warm_up(experiment, run_dir / "warm_up", device, terminal)
-        experiment = row_of(experiment, options.row)
-        result = run_training(experiment, run_dir, device, terminal, options.row.replace("_", " "))
-    print_scores(result, options.json)
+    experiment, run_dir = experiment_of(options), Path(options.run_dir)
+    with machine_of(options) as machine:
+        start = warm_up(experiment, run_dir / "warm_up", machine) if options.row in ("adversarial", "sim") else None
+        result = run_training(row_of(experiment, options.row), run_dir, machine, options.row.replace("_", " "), start)
+        if machine.processes.is_first:
+            print_scores(result, options.json)
     return 0

@@ -4,7 +4,7 @@ In: a network and a stream of images with labels of any size. Out: an `Evaluatio
 Logits go bilinearly (align_corners) to the labels' own size; no test-time augmentation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from segadapt.data.label_spaces import IGNORE
 from segadapt.data.loading import EvaluationBatch
 from segadapt.evaluation.metrics import ConfusionMatrix
 from segadapt.networks.deeplab import DeepLab
+from segadapt.processes import ONE_PROCESS, Processes
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,13 @@ def resize_logits(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> Floa
 
 
 @torch.inference_mode()
-def evaluate(network: DeepLab, batches: Iterable[EvaluationBatch], restricted_argmax: bool = False) -> Evaluation:
+def evaluate(
+    network: DeepLab,
+    batches: Iterable[EvaluationBatch],
+    restricted_argmax: bool = False,
+    processes: Processes = ONE_PROCESS,
+    progress: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Evaluate `network` (put into eval mode, and back) over all `batches`.
 
     Args:
@@ -60,6 +67,8 @@ def evaluate(network: DeepLab, batches: Iterable[EvaluationBatch], restricted_ar
         restricted_argmax: Whether the score of a subset (SYNTHIA's 13 or 16 of 19 classes) asks for the most likely
             class of the subset, on the pixels that belong to it. As a rule it does not: a pixel predicted as another
             class is an error of its own class, and a pixel of another class one of the class it is predicted as.
+        processes: Each with its share of the images in `batches`; all get the scores of the whole set.
+        progress: Called after each image.
     """
     space, was_training = network.label_space, network.training
     device = next(network.parameters()).device
@@ -76,7 +85,11 @@ def evaluate(network: DeepLab, batches: Iterable[EvaluationBatch], restricted_ar
                 ids, labels = members[name], labels.to(device)
                 subset_matrix.update(ids[logits[ids].argmax(0)], labels.where(torch.isin(labels, ids), IGNORE))
             images += 1
+            progress()
     network.train(was_training)
+    for counted in (matrix, *restricted.values()):
+        counted.counts = processes.sum(counted.counts)
+    images = int(processes.sum(torch.tensor(images)))
     iou = [None if value != value else 100 * value for value in matrix.iou().tolist()]
     return Evaluation(
         miou=100 * matrix.miou(),

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.procedure import adapt, row_of, run_training, warm_up
-from segadapt.adaptation.run_log import Terminal
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 from segadapt.output.curves import save_curves
@@ -38,8 +37,7 @@ def ablate(
     run_dir: Path,
     seeds: Sequence[int],
     rows: Sequence[str],
-    device: torch.device,
-    terminal: Terminal,
+    machine: Machine,
 ) -> list[dict[str, Any]]:
     """Train `rows` for each of `seeds`, save the table and the pictures.
 
@@ -48,8 +46,7 @@ def ablate(
         run_dir: Folder of all runs.
         seeds: One training of each row each.
         rows: Names, as `procedure.row_of` knows them, and sim_ssl.
-        device: Where to train.
-        terminal: Shows progress.
+        machine: Where to train.
 
     Returns:
         The content of `run_dir/table.json`: for each row name, miou and miou_std (percent, over seeds; the deviation of
@@ -63,9 +60,11 @@ def ablate(
     for seed in seeds:
         for name in sorted(rows, key=tuple(TITLES).index):
             folder = folder_of(run_dir, name, seed, rows)
-            results[name].append(run_row(replace(experiment, seed=seed), name, run_dir, folder, device, terminal))
-            terminal.say(f"{TITLES[name]}, seed {seed}: mIoU {results[name][-1]['miou']:.1f}")
+            results[name].append(run_row(replace(experiment, seed=seed), name, run_dir, folder, machine))
+            machine.terminal.say(f"{TITLES[name]}, seed {seed}: mIoU {results[name][-1]['miou']:.1f}")
     table = [row_summary(name, results[name], seeds) for name in rows]
+    if not machine.processes.is_first:
+        return table
     (run_dir / "table.json").write_text(json.dumps(table, indent=1))
     (run_dir / "table.md").write_text(markdown(table))
     save_curves(
@@ -76,21 +75,20 @@ def ablate(
             "source only": folder_of(run_dir, "source_only", seeds[0], rows) / "model.safetensors",
             "adapted": folder_of(run_dir, "sim_ssl", seeds[0], rows) / "model.safetensors",
         }
-        for path in save_comparison(models, experiment.test, run_dir / "pictures", device):
-            terminal.say(f"picture: {path}")
+        for path in save_comparison(models, experiment.test, run_dir / "pictures", machine.device):
+            machine.terminal.say(f"picture: {path}")
     return table
 
 
-def run_row(
-    experiment: Experiment, name: str, run_dir: Path, folder: Path, device: torch.device, terminal: Terminal
-) -> dict[str, Any]:
+def run_row(experiment: Experiment, name: str, run_dir: Path, folder: Path, machine: Machine) -> dict[str, Any]:
     """Train one row of one seed into `folder`, or read its result; adapted rows share a warm-up in `run_dir`."""
+    start = None
     if name in ("adversarial", "sim", "sim_ssl"):
-        experiment = warm_up(experiment, run_dir / "warm_up" / f"seed{experiment.seed}", device, terminal)
+        start = warm_up(experiment, run_dir / "warm_up" / f"seed{experiment.seed}", machine)
     if name == "sim_ssl":
-        return adapt(experiment, folder, device, terminal)
+        return adapt(experiment, folder, machine, start)
     title = f"{TITLES[name]} (seed {experiment.seed})"
-    return run_training(row_of(experiment, name), folder, device, terminal, title)
+    return run_training(row_of(experiment, name), folder, machine, title, start)
 
 
 def folder_of(run_dir: Path, name: str, seed: int, rows: Sequence[str]) -> Path:

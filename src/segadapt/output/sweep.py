@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from segadapt.adaptation.run_log import Terminal
+from segadapt.adaptation.machine import Machine
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 from segadapt.output.ablation import refuse_repeats, row_summary, run_row
@@ -31,8 +29,7 @@ def sweep(
     setting: Setting,
     values: Sequence[float],
     seeds: Sequence[int],
-    device: torch.device,
-    terminal: Terminal,
+    machine: Machine,
 ) -> list[dict[str, Any]]:
     """Train step 1 (row `sim`) for each value and seed, and write the table.
 
@@ -42,8 +39,7 @@ def sweep(
         setting: `lambda_ci` (Table 3) or `w` (Table 4).
         values: Of the setting; empty: those of the paper.
         seeds: One training of each value each.
-        device: Where to train.
-        terminal: Shows progress.
+        machine: Where to train.
 
     Returns:
         The content of `run_dir/table.json`: as that of `ablate`, with `value` for each row.
@@ -59,9 +55,11 @@ def sweep(
         results = []
         for seed in seeds:
             folder = run_dir / f"{setting}_{value:g}" / f"seed{seed}"
-            results.append(run_row(replace(experiment, seed=seed), "sim", run_dir, folder, device, terminal))
-            terminal.say(f"{setting} {value:g}, seed {seed}: mIoU {results[-1]['miou']:.1f}")
+            results.append(run_row(replace(experiment, seed=seed), "sim", run_dir, folder, machine))
+            machine.terminal.say(f"{setting} {value:g}, seed {seed}: mIoU {results[-1]['miou']:.1f}")
         table.append({"value": value, **row_summary(f"{setting} {value:g}", results, seeds)})
+    if not machine.processes.is_first:
+        return table
     (run_dir / "table.json").write_text(json.dumps(table, indent=1))
     (run_dir / "table.md").write_text(markdown(setting, table))
     return table

@@ -1,0 +1,71 @@
+"""Where a training runs and who may end it: the device, the processes, the terminal, the signals.
+
+Nothing in here changes a result.
+"""
+
+import signal
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+
+import torch
+
+from segadapt.adaptation.run_log import Terminal
+from segadapt.errors import Stopped
+from segadapt.processes import ONE_PROCESS, Processes
+
+# SIGUSR1 is what SLURM's `--signal=USR1@60` sends before it takes the machine away
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignals:
+    """Remembers a signal to stop until the training is at a place where it can; a second one acts at once.
+
+    Used as a context; outside it signals do what they did before.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for signum in SIGNALS:
+            self.before[signum] = signal.signal(signum, self.receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def receive(self, signum: int, _frame: FrameType | None) -> None:
+        """The handler."""
+        self.received = signum
+        signal.signal(signum, self.before[signum])
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is given besides its experiment.
+
+    Args:
+        device: Where to compute.
+        terminal: Shows progress.
+        processes: That train together.
+        signals: To stop.
+    """
+
+    device: torch.device
+    terminal: Terminal
+    processes: Processes = ONE_PROCESS
+    signals: StopSignals = field(default_factory=StopSignals)
+
+    def leave_if_stopped(self) -> None:
+        """Where it is safe to leave: all processes do if one of them was told to.
+
+        Raises:
+            Stopped: with the signal.
+        """
+        signum = self.processes.largest(self.signals.received)
+        if signum:
+            raise Stopped(signum)
