@@ -60,6 +60,7 @@ def row_of(experiment: Experiment, name: str) -> Experiment:
         loss=replace(loss, adversarial=0.0, matching=0.0, target_segmentation=0.0),
         network=replace(network, batch_norm="batch") if separate else network,
         translation=TranslationConfig(),
+        source=replace(experiment.source, translated=""),
     )
     if name == "source_only":
         return unadapted

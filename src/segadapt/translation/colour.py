@@ -65,11 +65,12 @@ def match_histogram(images: Images, references: References) -> Images:
     """
     batch, channels = images.shape[:2]
     own, others = _levels(images).reshape(batch * channels, -1), _levels(references).reshape(batch * channels, -1)
-    # the rank of a value is the middle of those its pixels hold, so that a constant image has rank 1/2
-    counts = _counts(own) / own.shape[1]
-    ranks = counts.cumsum(1) - counts / 2
-    cumulative = (_counts(others) / others.shape[1]).cumsum(1)
-    table = torch.searchsorted(cumulative, ranks.contiguous()).clamp(max=HISTOGRAM_BINS - 1)
+    # The rank of a value is the middle of those its pixels hold, so that a constant image has rank 1/2. Both sides are
+    # multiplied by both numbers of pixels: whole numbers compare alike on every device.
+    counts = _counts(own)
+    ranks = (2 * counts.cumsum(1) - counts) * others.shape[1]
+    cumulative = 2 * _counts(others).cumsum(1) * own.shape[1]
+    table = torch.searchsorted(cumulative, ranks)
     return table.gather(1, own).reshape(images.shape) / (HISTOGRAM_BINS - 1.0)
 
 
@@ -82,5 +83,5 @@ def _levels(images: Tensor) -> Tensor:
 
 
 def _counts(levels: Tensor) -> Tensor:
-    counts = torch.zeros(len(levels), HISTOGRAM_BINS, dtype=torch.float64, device=levels.device)
-    return counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float64))
+    counts = torch.zeros(len(levels), HISTOGRAM_BINS, dtype=torch.int64, device=levels.device)
+    return counts.scatter_add_(1, levels, torch.ones_like(levels))
