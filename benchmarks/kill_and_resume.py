@@ -4,8 +4,8 @@
 
 Runs `segadapt adapt` (configs/smoke.yaml with few images, a checkpoint every other step) once undisturbed. Then again,
 killed by SIGKILL after a random time, continued by `--resume`, killed again, and so on until the kills are used up and
-it may end. Compared are all parameters, banks, optimisers, metrics, pseudo-labels and scores; everything must be equal bit by
-bit but for times and memory. Exits with 1 where something differs.
+it may end. Compared are all parameters, banks, optimisers, metrics, pseudo-labels and scores; everything must be equal
+bit by bit but for times and memory. Exits with 1 where something differs.
 """
 
 import argparse

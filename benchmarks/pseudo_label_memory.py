@@ -36,6 +36,7 @@ def label(root: Path) -> None:
     # Not above: the system hands a process's peak on to the one it starts, so the starting one stays small.
     import torch
 
+    from segadapt.adaptation.machine import Machine
     from segadapt.adaptation.procedure import pseudo_label
     from segadapt.adaptation.run_log import Terminal
     from segadapt.config import DataConfig, NetworkConfig, PseudoLabelConfig
