@@ -62,7 +62,7 @@ def test_equal_statistics_change_nothing_and_a_constant_image_takes_the_mean() -
 
 
 def plain_histogram_matching(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """One channel of bytes: each value gets the smallest one of the reference whose share of pixels reaches its rank."""
+    """One channel of bytes: a value gets the smallest one of the reference whose share of pixels reaches its rank."""
     matched = np.zeros_like(image)
     for value in np.unique(image):
         rank = (np.sum(image < value) + np.sum(image == value) / 2) / image.size

@@ -1,6 +1,6 @@
 """The command line's commands: a module each, with `add_options` and `run`; here the list of them."""
 
-# name -> one line of help; the module is the name with _ for -
+# name -> one line of help; the module is the name with _ for - and space
 COMMANDS = {
     "demo": "Train the rows of the paper's Table 2 on the bundled pair of street scenes.",
     "train": "Train one row of the method: source only, AdaBN, adversarial, SIM or target only.",
@@ -8,6 +8,8 @@ COMMANDS = {
     "ablate": "The rows of the paper's Table 2 over seeds: a table and pictures.",
     "sweep": "Tables 3 and 4 of the paper: step 1 with other values of lambda_ci or w, over seeds.",
     "pseudo-label": "Label images with a model's confident predictions, Eq. (9).",
+    "translate fit": "Train a generator that gives source images the target's style (CycleGAN).",
+    "translate apply": "Write a folder of images in the style of another: fourier, lab, histogram or cyclegan.",
     "evaluate": "Score a model on labelled images.",
     "weights": "List the public files of weights, or say what given files are. Nothing is downloaded.",
 }

@@ -26,7 +26,7 @@ class Normalisation:
     std: tuple[float, float, float]
     bgr: bool
 
-    def __call__(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    def __call__(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """Returns `images` (RGB, 0..255) as float32 in the channel order and scale of the weights."""
         values = images.float()
         if self.bgr:
