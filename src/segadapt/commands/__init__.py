@@ -3,6 +3,7 @@
 # name -> one line of help; the module is the name with _ for - and space
 COMMANDS = {
     "demo": "Train the rows of the paper's Table 2 on the bundled pair of street scenes.",
+    "check-data": "Say what training will meet in the data: files, sizes, ids, classes, instances, banks.",
     "train": "Train one row of the method: source only, AdaBN, adversarial, SIM or target only.",
     "adapt": "The whole procedure: step 1, pseudo-labels, step 2, evaluation.",
     "ablate": "The rows of the paper's Table 2 over seeds: a table and pictures.",
