@@ -11,6 +11,7 @@ COMMANDS = {
     "pseudo-label": "Label images with a model's confident predictions, Eq. (9).",
     "translate fit": "Train a generator that gives source images the target's style (CycleGAN).",
     "translate apply": "Write a folder of images in the style of another: fourier, lab, histogram or cyclegan.",
+    "report": "One HTML page about run folders: scores, curves, pictures, confusions, pseudo-labels, configuration.",
     "evaluate": "Score a model on labelled images.",
     "weights": "List the public files of weights, or say what given files are. Nothing is downloaded.",
 }

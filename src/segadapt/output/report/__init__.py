@@ -1,0 +1,146 @@
+"""`segadapt report`: one HTML page about one or several run folders, to look at, to print and to send.
+
+In: run folders, and the test images where they still are. Out: a file that loads nothing from anywhere.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segadapt.adaptation.run_log import Terminal, command_line
+from segadapt.data.decoding import read_image, read_labels
+from segadapt.data.label_spaces import LabelSpace, remap
+from segadapt.data.readers import find_pairs
+from segadapt.errors import InputError
+from segadapt.networks.weights import read_metadata
+from segadapt.output.report import sections
+from segadapt.output.report.measure import Measured, data_config, measure, pseudo_label_precision
+from segadapt.output.report.page import page
+from segadapt.output.report.pictures import class_legend, figure
+from segadapt.output.report.runs import Row, Run, adapted_of, baseline_of, names_of, read_rows
+from segadapt.output.report.sections import Section
+
+PSEUDO_LABELS, THRESHOLDS = "pseudo_labels", "thresholds.json"
+
+
+def write_report(
+    run_dirs: Sequence[Path], out: Path, device: torch.device, terminal: Terminal, pictures: int = 4
+) -> Path:
+    """Read the runs, measure their models where the test images are at hand, write the page.
+
+    Args:
+        run_dirs: Folders that `train`, `adapt`, `ablate` or `sweep` wrote.
+        out: The page.
+        device: Where the models predict.
+        terminal: Shows progress, and says what is left out of the page.
+        pictures: Test images that are shown; 0 leaves out all that needs the models.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: A folder holds no run.
+    """
+    rows = read_rows(run_dirs)
+    shown, chosen = _measured(rows, device, terminal, pictures)
+    parts = [sections.class_table(rows)]
+    if shown:
+        parts.append(_pictures(rows, shown, chosen))
+    parts.append(sections.curves(rows))
+    if shown:
+        parts += [sections.confusion(shown), sections.reliability(shown)]
+    spaces = {row.title: space for row in rows if (space := _space_of(row.runs[0]))}
+    parts += [part for part in (sections.matching(rows, spaces), _pseudo_labels(rows, spaces)) if part]
+    parts.append(sections.provenance(rows, command_line()))
+    names = ", ".join(names_of(run_dirs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(f"Adaptation report: {names}", sections.summary(rows), parts), encoding="utf-8")
+    return out
+
+
+def _models(rows: Sequence[Row]) -> dict[str, Run]:
+    """The models that are looked at closely, by title: of the baseline and of the adapted row, first seed."""
+    pair = dict.fromkeys(row.title for row in (baseline_of(rows), adapted_of(rows)))
+    by_title = {row.title: row for row in rows}
+    return {title: run for title in pair if (run := next((r for r in by_title[title].finished if r.model), None))}
+
+
+def _measured(
+    rows: Sequence[Row], device: torch.device, terminal: Terminal, pictures: int
+) -> tuple[dict[str, Measured], list[int]]:
+    """The models on the test images, and the indices of the images to show; nothing where the images are gone."""
+    models = _models(rows)
+    if not models or not pictures:
+        return {}, []
+    measured, chosen = {}, []
+    try:
+        for title, run in models.items():
+            data = data_config(run.config["test"])
+            total = len(find_pairs(data, labelled=True))
+            chosen = _spread(total, pictures)
+            terminal.start_progress(f"{title} on the test images", total)
+            assert run.model is not None
+            measured[title] = measure(run.model, data, chosen, device, terminal.advance)
+    except InputError as error:
+        terminal.say(f"without pictures, confusions and reliability: {error}")
+        return {}, []
+    finally:
+        terminal.finish_progress()
+    return measured, chosen
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Indices spread evenly over a set."""
+    return np.unique(np.linspace(0, total - 1, count + 2)[1:-1].round().astype(int)).tolist()
+
+
+def _pictures(rows: Sequence[Row], measured: Mapping[str, Measured], chosen: Sequence[int]) -> Section:
+    run = next(iter(_models(rows).values()))
+    images = find_pairs(data_config(run.config["test"]), labelled=True)
+    space = next(iter(measured.values())).space
+    table = remap(images.space, space)[images.table]
+    figures = []
+    for index in chosen:
+        path = images.labels[index]
+        assert path is not None
+        label_maps = {title: result.predicted[index] for title, result in measured.items()}
+        label_maps["labels"] = read_labels(path, table)
+        name = images.images[index].relative_to(images.root).as_posix()
+        figures.append(figure(name, read_image(images.images[index]), label_maps, space))
+    explanation = (
+        "Test images spread evenly over the set. Move the divider with the slider, its arrow keys or on the picture; "
+        "the lists choose what stands on either side."
+    )
+    content = f'{class_legend(space)}<div class="pictures">{"".join(figures)}</div>'
+    return Section("pictures", "Pictures", explanation, content)
+
+
+def _space_of(run: Run) -> LabelSpace | None:
+    if run.model is None:
+        return None
+    return LabelSpace.from_yaml_text(read_metadata(run.model)["label_space"], str(run.model))
+
+
+def _pseudo_labels(rows: Sequence[Row], spaces: Mapping[str, LabelSpace]) -> Section | None:
+    """The pseudo-labels of the adapted row's first seed."""
+    for row in (adapted_of(rows), *rows):
+        run = row.runs[0]
+        report = run.folder / PSEUDO_LABELS / THRESHOLDS
+        if not report.exists():
+            continue
+        precision, note = None, "The target has no labels that could be compared."
+        if space := spaces.get(row.title):
+            try:
+                data = data_config(run.config["target"])
+                compared, right, images = pseudo_label_precision(report.parent, data, space)
+                precision = dict(zip(space.names, zip(compared.tolist(), right.tolist(), strict=True), strict=True))
+                note = f"It compares {images} images with the target's labels, which nothing but this table reads."
+            except InputError:
+                precision = None
+        return sections.pseudo_labels(
+            json.loads(report.read_text()), precision, f"{note} ({row.title}, seed {run.seed})"
+        )
+    return None
