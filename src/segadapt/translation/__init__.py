@@ -1,4 +1,4 @@
-"""Source images in the target's style, the paper's "IT": colour statistics, histograms, Fourier amplitudes, CycleGAN."""
+"""Source images in the target's style, the paper's "IT": colours, histograms, Fourier amplitudes, CycleGAN."""
 
 from segadapt.translation.colour import match_histogram, match_lab, to_lab, to_rgb
 from segadapt.translation.fourier import swap_amplitude
