@@ -34,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=30, help="of each of the two trainings")
+    parser.add_argument("--longest", type=float, default=15, help="seconds that a call lives at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     moments = random.Random(options.seed)
@@ -47,8 +48,8 @@ def main() -> int:
         for number in range(options.kills):
             first = not (killed / "experiment.yaml").exists()
             command = begin(data, killed, options.steps) if first else resume(killed)
-            # a call needs a few seconds to start: the moments lie anywhere in what it does then
-            if kill_after(command, moments.uniform(0.1, 0.5 * whole_seconds)):
+            # a call needs a few seconds to start: most moments lie in what it does then
+            if kill_after(command, moments.uniform(0.1, options.longest)):
                 print(f"it ended before kill {number + 1}; use more --steps")
                 break
             place = stage(killed)

@@ -37,6 +37,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     path, _ = newest_whole(tmp_path)
     assert path is not None
     assert load_state(path, CPU)["written"] == "again"
+    assert steps(tmp_path) == [10_000, 1000], "two of one step are no more than one"
 
 
 def test_a_failed_save_leaves_the_old_states(tmp_path: Path) -> None:

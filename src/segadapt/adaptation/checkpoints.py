@@ -24,9 +24,12 @@ def save_state(run_dir: Path, step: int, state: dict[str, Any]) -> None:
     written = folder / "new.pt"
     with whole_file(written) as file:
         torch.save(state, file)
-    written.replace(folder / f"{step:09}-{digest_of(written)}.pt")
+    newest = folder / f"{step:09}-{digest_of(written)}.pt"
+    written.replace(newest)
     sync_folder(folder)
-    for path in saved_states(run_dir)[KEPT:]:
+    others = [path for path in saved_states(run_dir) if path != newest]
+    same_step = [path for path in others if path.name.startswith(f"{step:09}-")]
+    for path in {*same_step, *[path for path in others if path not in same_step][KEPT - 1 :]}:
         path.unlink()
 
 

@@ -341,12 +341,14 @@ def refuse_other_labels(out: Path, made_by: dict[str, Any]) -> None:
         raise InputError(f"{out} holds pseudo-labels made with another {', '.join(differs)}; choose another folder")
 
 
-def evaluate_model(model: Path, data: DataConfig, machine: Machine, restricted_argmax: bool = False) -> dict[str, Any]:
+def evaluate_model(
+    model: Path, data: DataConfig, machine: Machine, restricted_argmax: bool = False, workers: int = 0
+) -> dict[str, Any]:
     """Score a model file on labelled data: the scores of result.json with the provenance the file carries."""
     network, data = load_network(model).to(machine.device), at_size_of(model, data)
     images, processes = find_pairs(data, labelled=True), machine.processes
     batches = evaluation_batches(
-        images, network.label_space, data, EVALUATION_BATCH, 0, processes.rank, processes.count
+        images, network.label_space, data, EVALUATION_BATCH, workers, processes.rank, processes.count
     )
     machine.terminal.start_progress("evaluation", len(images))
     scores = evaluate(

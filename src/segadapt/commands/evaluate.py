@@ -16,6 +16,7 @@ def add_options(command: ArgumentParser) -> None:
     command.add_argument("--model", type=str, required=True, help="model.safetensors of a run")
     command.add_class_arguments(DataConfig, "data")
     add_switch(command, "--restricted_argmax", "score subsets by the best of their own classes")
+    command.add_argument("--workers", type=int, default=0, help="processes that read images; 0: this one")
     add_machine(command)
 
 
@@ -24,7 +25,7 @@ def run(options: Namespace) -> int:
     from segadapt.adaptation.procedure import evaluate_model
 
     with machine_of(options) as machine:
-        result = evaluate_model(Path(options.model), options.data, machine, options.restricted_argmax)
+        result = evaluate_model(Path(options.model), options.data, machine, options.restricted_argmax, options.workers)
         if machine.processes.is_first:
             print_scores(result, options.json)
     return 0

@@ -19,6 +19,7 @@ def add_options(command: ArgumentParser) -> None:
     command.add_class_arguments(DataConfig, "data")
     command.add_class_arguments(PseudoLabelConfig, "pseudo_labels", skip={"override", "model", "init_from"})
     command.add_argument("--out", type=str, required=True, help="folder for the label maps")
+    command.add_argument("--workers", type=int, default=0, help="processes that read images; 0: this one")
     add_machine(command)
 
 
@@ -28,7 +29,7 @@ def run(options: Namespace) -> int:
 
     out = Path(options.out)
     with machine_of(options) as machine:
-        report = pseudo_label(Path(options.model), options.data, options.pseudo_labels, 0, out, machine)
+        report = pseudo_label(Path(options.model), options.data, options.pseudo_labels, options.workers, out, machine)
         if machine.processes.is_first:
             print(json.dumps(asdict(report), indent=1) if options.json else f"{out}: label maps and thresholds.json")
     return 0
