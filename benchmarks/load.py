@@ -6,8 +6,8 @@
    by 2 workers; the network sees them at 128x256.
 2. 2,000 steps of all losses of step 2, with checkpoints and evaluations on the way.
 
-Prints a line for each tenth, and at the end the growth of resident memory from a fifth of the way to its end. Exits with
-1 if that is over 5 % or a handle or thread was not given back.
+Prints a line for each tenth, and at the end the growth of resident memory from a fifth of the way to its end. Exits
+with 1 if that is over 5 % or a handle or thread was not given back.
 """
 
 import argparse
@@ -51,9 +51,8 @@ class Watched(Terminal):
             self.seen.append(holdings())
             memory, handles, threads = self.seen[-1]
             rate = self.done / (time.perf_counter() - self.started)
-            print(
-                f"{self.title} {self.done}/{self.total}: {memory:.0f} MiB, {handles} files, {threads} threads, {rate:.1f}/s"
-            )
+            held = f"{memory:.0f} MiB, {handles} files, {threads} threads"
+            print(f"{self.title} {self.done}/{self.total}: {held}, {rate:.1f}/s", flush=True)
 
     def grew(self) -> list[str]:
         """What the last tenth holds more than the second."""
