@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from segadapt.networks.normalisation import IMAGENET_RGB
 Domain = Literal["source", "target", "test"]
 DOMAINS: tuple[Domain, ...] = ("source", "target", "test")
 Size = tuple[int, int]
+T = TypeVar("T")
 
 _DOUBTFUL_SHARE = 0.25  # of labelled pixels in no class: more than any data set with the right label space has
 
@@ -266,7 +267,10 @@ def check_data(
         What was found, and for each domain whose files were found the set of its good images, for the contact sheets.
     """
     findings: list[Finding] = []
-    sets = {name: images for name in DOMAINS if (images := _find(name, experiment, findings)) is not None}
+    sets: dict[Domain, ImageSet] = {}
+    for name in DOMAINS:
+        if images := _find(name, experiment, findings):
+            sets[name] = images
     space = _trained_space(experiment, sets, findings)
     domains: dict[str, DomainCheck] = {}
     good: dict[Domain, ImageSet] = {}
@@ -341,7 +345,7 @@ def _count_all(counter: PairCounter, workers: int, advance: Callable[[], None]) 
         yield pair
 
 
-def _unchanged(pair: PairCount) -> PairCount:
+def _unchanged(pair: T) -> T:
     return pair
 
 
