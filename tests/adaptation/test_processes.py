@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -154,6 +155,37 @@ def test_a_killed_process_ends_all_and_the_same_command_continues(two: Path, pai
 
 def scores(line: dict) -> dict:
     return {key: value for key, value in line.items() if key not in ("images_per_second", "memory_mib")}
+
+
+def test_a_signal_to_one_process_makes_all_save_and_leave(pair: Path, two: Path, tmp_path: Path) -> None:
+    """As SLURM starts them: without torchrun, by the environment alone."""
+    run_dir = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = ENVIRONMENT | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = [
+        subprocess.Popen(
+            [sys.executable, *command(pair, run_dir, batch_size=1)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    deadline = time.monotonic() + 200
+    while not saved_states(run_dir / "step1") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running[1].send_signal(signal.SIGUSR1)
+    said = [process.communicate(timeout=200)[1] for process in running]
+    assert [process.returncode for process in running] == [138, 138], said
+    assert f"segadapt adapt --resume {run_dir}" in said[0]
+    again = torchrun(2, "-m", "segadapt", "adapt", f"--resume={run_dir}", "--device=cpu")
+    _, said_again = again.communicate(timeout=300)
+    assert again.returncode == 0, said_again
+    for step in ("step1", "."):
+        assert [scores(line) for line in lines(run_dir / step)] == [scores(line) for line in lines(two / step)]
 
 
 def test_a_process_that_fails_ends_all_with_its_message(pair: Path, tmp_path: Path) -> None:
