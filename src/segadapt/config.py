@@ -73,16 +73,17 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class TranslationConfig:
-    """Source images in the target's style while training (the paper's IT); each with a target image drawn at random.
+    """Source images in the target's style (the paper's IT), for the rows that adapt.
 
     Args:
-        method: 'lab': mean and deviation of the Lab channels (Reinhard et al. 2001); 'histogram': of each RGB channel;
-            'fourier': amplitudes of the lowest frequencies (FDA, Yang and Soatto 2020).
+        method: While training, each with a target image drawn at random: 'lab': mean and deviation of the Lab channels
+            (Reinhard et al. 2001); 'histogram': of each RGB channel; 'fourier': amplitudes of the lowest frequencies
+            (FDA, Yang and Soatto 2020). 'cyclegan': `adapt` trains a generator before step 1 and translates all once.
         beta: Of 'fourier': half the window's side as a share of the image's.
-        share: Of source images, how many are translated.
+        share: Of source images, how many are translated while training.
     """
 
-    method: Literal["off", "lab", "histogram", "fourier"] = "off"
+    method: Literal["off", "lab", "histogram", "fourier", "cyclegan"] = "off"
     beta: float = 0.01
     share: float = 1.0
 
@@ -412,6 +413,7 @@ class Experiment:
         classes: Class names to train; empty: all that source and target have in common.
         augmentation: Random transforms of both domains.
         translation: Source images in the target's style, for the rows that adapt.
+        cyclegan: How the generator of translation method 'cyclegan' is trained.
         network: The segmentation network.
         loss: Weights of the losses.
         matching: Stuff-and-instance matching.
@@ -428,6 +430,7 @@ class Experiment:
     classes: tuple[str, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     translation: TranslationConfig = field(default_factory=TranslationConfig)
+    cyclegan: CycleGanConfig = field(default_factory=CycleGanConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)

@@ -19,13 +19,22 @@ import torch
 import yaml
 
 import segadapt
+from segadapt.adaptation.apply_translation import apply_translation
 from segadapt.adaptation.checkpoints import digest_of, load_state, newest_whole
+from segadapt.adaptation.fit_translation import GENERATOR_FILE, fit_translation
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.pseudo_labels import THRESHOLDS_FILE, LabellingReport, label_images
 from segadapt.adaptation.run_log import Metrics, command_line
 from segadapt.adaptation.step import TrainState, adapts_to_target
 from segadapt.adaptation.trainer import new_state, train
-from segadapt.config import DataConfig, Experiment, PseudoLabelConfig, TranslationConfig, WarmUpConfig
+from segadapt.config import (
+    DataConfig,
+    Experiment,
+    FolderTranslation,
+    PseudoLabelConfig,
+    TranslationConfig,
+    WarmUpConfig,
+)
 from segadapt.data.label_spaces import LabelSpace, common
 from segadapt.data.loading import Batch, EvaluationBatch, evaluation_batches, fingerprint, training_batches
 from segadapt.data.readers import ImageSet, find_pairs
@@ -105,7 +114,7 @@ def step2_of(experiment: Experiment) -> Experiment:
 
 
 def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path | None = None) -> dict[str, Any]:
-    """Warm-up, step 1, pseudo-labels, step 2 (from the initial weights, as a rule), evaluation.
+    """Warm-up, translation, step 1, pseudo-labels, step 2 (from the initial weights, as a rule), evaluation.
 
     Args:
         experiment: The whole method.
@@ -130,14 +139,41 @@ def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path |
         return finished
     keep_experiment(experiment, run_dir, machine.processes)
     start = start or warm_up(experiment, run_dir / "warm_up", machine)
-    step1 = run_training(step1_experiment, step1_dir, machine, "step 1", start)
+    translated = translated_source(experiment, run_dir / "translation", start, machine)
+    step1 = run_training(step1_experiment, step1_dir, machine, "step 1", start, translated)
     if not machine.processes.share((labels_dir / THRESHOLDS_FILE).exists()):
         model = step1_dir / (BEST_FILE if options.model == "best" else MODEL_FILE)
         pseudo_label(model, experiment.target, options, experiment.schedule.workers, labels_dir, machine)
     notes = {"step1": {"miou": step1["miou"], "seconds": step1["seconds"]}, "pseudo_labels_by": options.model}
     if options.init_from == "step1":
         start = step1_dir / MODEL_FILE
-    return run_training(step2_experiment, run_dir, machine, "step 2", start, labels_dir, notes)
+    return run_training(step2_experiment, run_dir, machine, "step 2", start, translated, labels_dir, notes)
+
+
+def translated_source(experiment: Experiment, run_dir: Path, segmenter: Path | None, machine: Machine) -> Path | None:
+    """Train a CycleGAN and write all source images in the target's style, if the experiment asks for it.
+
+    Args:
+        experiment: Its `translation`, `cyclegan`, source and target.
+        run_dir: Folder of the generator's training; the images go to `images/` in it.
+        segmenter: A model trained on the source, for the semantic loss where `cyclegan.segmenter` names none.
+        machine: Where to train.
+
+    Returns:
+        The folder of the translated images; None without them.
+    """
+    if experiment.translation.method != "cyclegan":
+        return None
+    config = experiment.cyclegan
+    if segmenter and not config.segmenter:
+        config = replace(config, segmenter=str(segmenter))
+    source = find_domain("source", experiment.source, labelled=False)
+    target = find_domain("target", experiment.target, labelled=False)
+    fit_translation(config, source, target, experiment.seed, run_dir, machine)
+    options = FolderTranslation("cyclegan", model=str(run_dir / GENERATOR_FILE), seed=experiment.seed)
+    apply_translation(options, source, None, run_dir / "images", machine)
+    machine.processes.wait()
+    return run_dir / "images"
 
 
 def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes) -> None:
@@ -164,6 +200,7 @@ def run_training(
     machine: Machine,
     title: str,
     start: Path | None = None,
+    translated: Path | None = None,
     pseudo_labels: Path | None = None,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -176,6 +213,7 @@ def run_training(
         title: Of the progress bar.
         start: A model of ours to start from in place of `network.weights`; not part of the experiment, so that a
             run folder can be moved.
+        translated: Folder of images that are read in place of the source's.
         pseudo_labels: Folder of target labels for step 2.
         notes: Further entries of result.json.
 
@@ -192,7 +230,8 @@ def run_training(
         return finished
     schedule = experiment.schedule
     uses_target = adapts_to_target(experiment.loss, experiment.network.batch_norm)
-    source = find_domain("source", experiment.source, labelled=True)
+    of_source = replace(experiment.source, translated=str(translated)) if translated else experiment.source
+    source = find_domain("source", of_source, labelled=True)
     target = find_domain("target", experiment.target, labelled=False)
     test = find_domain("test", experiment.test, labelled=True)
     space = trained_space(experiment, source, target)
@@ -210,7 +249,8 @@ def run_training(
         )  # fmt: skip
 
     translation = experiment.translation
-    style = None if translation.method == "off" else StyleTransfer(translation, target.images)
+    online = translation.method not in ("off", "cyclegan")
+    style = StyleTransfer(translation, target.images) if online else None
 
     def streams(step: int) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
         return (

@@ -54,7 +54,7 @@ def translate(images: Tensor, references: Tensor, config: TranslationConfig) -> 
             return match_histogram(images, references)
         case "fourier":
             return swap_amplitude(images, references, config.beta)
-        case "off":
+        case "off" | "cyclegan":  # the images of a generator are read, not made here
             return images
 
 
