@@ -42,7 +42,7 @@ SPACE = LabelSpace(
     stuff=(0, 1),
     things=(2,),
 )
-VOID = {"meta", "link", "img", "input", "br"}
+VOID = {"meta", "link", "img", "input", "br", "wbr"}
 
 
 class Page(HTMLParser):

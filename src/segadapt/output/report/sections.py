@@ -457,9 +457,14 @@ def _differences(rows: Sequence[Row]) -> str:
     different = [key for key in keys if len({config.get(key, "–") for config in flat}) > 1]
     if not different:
         return ""
-    lines = tuple((key, *(config.get(key, "–") for config in flat)) for key in different)
+    lines = tuple((_key_cell(key), *(config.get(key, "–") for config in flat)) for key in different)
     table = Table("Keys of the configuration that differ", ("key", *(row.title for row in rows)), lines, kind="facts")
     return f"<h3>What differs</h3>{table.html()}"
+
+
+def _key_cell(key: str) -> Cell:
+    """A key that a narrow screen breaks at its dots and underscores."""
+    return Cell(key, shown=escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>"))
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
