@@ -409,7 +409,7 @@ class Experiment:
     Args:
         source: Labelled images.
         target: Images to adapt to; labels, where there are any, are read only by the target-only row.
-        test: Labelled images of the target domain, for evaluation alone.
+        test: Labelled images of the target domain, for evaluation alone; without a root nothing is scored.
         classes: Class names to train; empty: all that source and target have in common.
         augmentation: Random transforms of both domains.
         translation: Source images in the target's style, for the rows that adapt.

@@ -222,3 +222,19 @@ def test_rows_that_are_not_adapted_train_as_long_as_warm_up_and_adaptation_toget
             experiment.optimiser,
             experiment.warm_up,
         )
+
+
+def test_without_test_images_it_adapts_and_scores_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = replace(tiny(few(tmp_path), steps=1), test=DataConfig())
+    run_dir = tmp_path / "run"
+    result = adapt(experiment, run_dir, Machine(CPU, Terminal()))
+    assert (result["miou"], result["step1"]["miou"], result["images"]) == (None, None, 0)
+    assert "test" not in result["data"]
+    assert (run_dir / "model.safetensors").exists()
+    assert not (run_dir / "best.safetensors").exists()
+    assert main(["adapt", f"--resume={run_dir}"]) == 0
+    assert "no score" in capsys.readouterr().out
+    best = replace(experiment, pseudo_labels=replace(experiment.pseudo_labels, model="best"))
+    with pytest.raises(InputError, match=r"pseudo_labels\.model: 'best'"):
+        adapt(best, tmp_path / "other", Machine(CPU, Terminal()))
+    assert not (tmp_path / "other").exists()

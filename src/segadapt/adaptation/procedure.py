@@ -11,6 +11,7 @@ import platform
 import statistics
 from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,10 @@ def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes)
         ("target", experiment.target, False),
         ("test", experiment.test, True),
     ):
-        find_domain(name, data, labelled)
+        if data.root or name != "test":
+            find_domain(name, data, labelled)
+    if experiment.pseudo_labels.model == "best" and not experiment.test.root:
+        raise InputError("pseudo_labels.model: 'best' is chosen on test labels, and test.root is empty; use 'last'")
     if processes.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
         with whole_file(run_dir / EXPERIMENT_FILE) as file:
@@ -233,7 +237,7 @@ def run_training(
     of_source = replace(experiment.source, translated=str(translated)) if translated else experiment.source
     source = find_domain("source", of_source, labelled=True)
     target = find_domain("target", experiment.target, labelled=False)
-    test = find_domain("test", experiment.test, labelled=True)
+    test = find_domain("test", experiment.test, labelled=True) if experiment.test.root else None
     space = trained_space(experiment, source, target)
     left_out = [name for name in source.space.names if name not in space.names]
     if left_out:
@@ -262,9 +266,10 @@ def run_training(
     state = new_state(replace(experiment, network=weights), space, machine.device, processes)
     restore(state, run_dir, machine)
     streams(state.step)  # reads nothing yet, but refuses options that are out of range
-    provenance = provenance_of(experiment, space, {"source": source, "target": target, "test": test}, start)
+    sets = {"source": source, "target": target, **({"test": test} if test else {})}
+    provenance = provenance_of(experiment, space, sets, start)
 
-    def evaluate_now() -> Evaluation:
+    def evaluate_now(test: ImageSet) -> Evaluation:
         batches = evaluation_batches(
             test, space, experiment.test, EVALUATION_BATCH, schedule.workers, processes.rank, processes.count
         )
@@ -273,7 +278,10 @@ def run_training(
     def save_model(name: str) -> None:
         if not processes.is_first:
             return
-        extra = {"provenance": json.dumps(provenance), "input_size": json.dumps(experiment.test.size)}
+        extra = {
+            "provenance": json.dumps(provenance),
+            "input_size": json.dumps((experiment.test if test else experiment.target).size),
+        }
         save_network(run_dir / name, state.segmenter, extra)
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -281,7 +289,10 @@ def run_training(
         with whole_file(run_dir / CONFIG_FILE) as file:
             file.write(config_text(experiment).encode())
     with Metrics(run_dir, state.step, processes.is_first) as metrics:
-        evaluations = train(state, schedule, streams, evaluate_now, save_model, run_dir, metrics, machine, title)
+        evaluations = train(
+            state, schedule, streams, partial(evaluate_now, test) if test else None, save_model, run_dir, metrics,
+            machine, title,
+        )  # fmt: skip
     result = {
         **result_of(evaluations, schedule.last_k),
         **provenance,
@@ -419,7 +430,12 @@ def trained_space(experiment: Experiment, source: ImageSet, target: ImageSet) ->
 
 
 def result_of(evaluations: list[tuple[int, Evaluation]], last_k: int) -> dict[str, Any]:
-    """Scores of the last model, beside the mean of the last k and the best, which was chosen on labels."""
+    """Scores of the last model, beside the mean of the last k and the best, which was chosen on labels.
+
+    Without test images "miou" is null.
+    """
+    if not evaluations:
+        return {"miou": None, "iou": {}, "subsets": {}, "images": 0}
     last_step, last = evaluations[-1]
     best_step, best = max(evaluations, key=lambda pair: pair[1].miou)
     return {

@@ -83,7 +83,7 @@ def train(
     state: TrainState,
     schedule: ScheduleConfig,
     streams: Callable[[int], tuple[Iterator[Batch], Iterator[Batch] | None]],
-    evaluate: Callable[[], Evaluation],
+    evaluate: Callable[[], Evaluation] | None,
     save_model: Callable[[str], None],
     run_dir: Path,
     metrics: Metrics,
@@ -96,7 +96,7 @@ def train(
         state: Changed in place.
         schedule: Steps, batch size and periods.
         streams: Source and target batches from a given step on; no target stream for a source-only network.
-        evaluate: Scores the segmenter as it is.
+        evaluate: Scores the segmenter as it is; None where there are no test images.
         save_model: Keeps the segmenter as it is under a file name: `best.safetensors`, `model.safetensors`.
         run_dir: Where the training state is saved.
         metrics: Of this training; evaluations before `state.step` are taken from it.
@@ -120,7 +120,7 @@ def train(
         if processes.is_first:
             save_state(run_dir, state.step, state.state_dict())
 
-    def evaluate_now() -> None:
+    def evaluate_now(evaluate: Callable[[], Evaluation]) -> None:
         processes.copy_from_first(list(state.segmenter.buffers()))
         scores = evaluate()
         if scores.miou > max((earlier.miou for _, earlier in evaluations), default=-math.inf):
@@ -139,8 +139,8 @@ def train(
     logged, logged_step = time.perf_counter(), state.step
     try:
         while True:
-            if evaluation_is_due():
-                evaluate_now()
+            if evaluate and evaluation_is_due():
+                evaluate_now(evaluate)
                 logged, logged_step = time.perf_counter(), state.step
             if state.step >= schedule.steps:
                 break

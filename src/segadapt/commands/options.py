@@ -133,6 +133,10 @@ def print_scores(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if result["miou"] is None:
+        print("trained; no test images were given (test.root), so there is no score")
+        return
+
     table = Table("class", "IoU %")
     for name, value in result["iou"].items():
         table.add_row(name, "-" if value is None else f"{value:.1f}")

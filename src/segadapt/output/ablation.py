@@ -56,6 +56,7 @@ def ablate(
         InputError: wrong input, or a row or seed that stands twice.
     """
     refuse_repeats(seeds=seeds, rows=rows)
+    refuse_no_test(experiment)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
     for seed in seeds:
         for name in sorted(rows, key=tuple(TITLES).index):
@@ -96,6 +97,12 @@ def folder_of(run_dir: Path, name: str, seed: int, rows: Sequence[str]) -> Path:
     if name == "sim" and "sim_ssl" in rows:
         return run_dir / "sim_ssl" / f"seed{seed}" / "step1"
     return run_dir / name / f"seed{seed}"
+
+
+def refuse_no_test(experiment: Experiment) -> None:
+    """Raises InputError where a table would have nothing to show."""
+    if not experiment.test.root:
+        raise InputError("test.root: is empty; a table needs labelled images of the target to score on")
 
 
 def refuse_repeats(**options: Sequence[object]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from segadapt.adaptation.machine import Machine
 from segadapt.config import Experiment
 from segadapt.errors import InputError
-from segadapt.output.ablation import refuse_repeats, row_summary, run_row
+from segadapt.output.ablation import refuse_no_test, refuse_repeats, row_summary, run_row
 
 Setting = Literal["lambda_ci", "w"]
 # the values of the paper's tables
@@ -49,6 +49,7 @@ def sweep(
     """
     values = values or PAPER_VALUES[setting]
     refuse_repeats(values=values, seeds=seeds)
+    refuse_no_test(experiment)
     varied = {value: with_setting(experiment, setting, value) for value in values}  # all of them before any training
     table = []
     for value, experiment in varied.items():
