@@ -15,6 +15,7 @@ Trains fastest at heights and widths that are multiples of 32 (see `_split`); al
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -64,7 +65,8 @@ class _SameConv2d(nn.Conv2d):
         if stride == 1:
             padding = dilation * (kernel - 1) // 2
             return F.conv2d(input, weight, None, 1, padding, dilation, self.groups)
-        height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in input.shape[-2:])
+        # Never negative, as no kernel is smaller than its stride; written so that a symbolic n cancels in torch.export.
+        height, width = (((n + stride - 1) // stride - 1) * stride + kernel - n for n in input.shape[-2:])
         padded = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
         return F.conv2d(padded, weight, None, stride, 0, 1, self.groups)
 
@@ -157,7 +159,9 @@ class EfficientNetLite0(nn.Module):
         phases = 1
         for block, dilation in zip(self._blocks, self._dilations, strict=True):
             # Only where the phases are equally large: padding would enter the statistics of batch norm.
-            wanted = dilation if height % dilation == 0 == width % dilation else 1
+            # An exported program serves all sizes, so it has no phases.
+            divides = not torch.compiler.is_exporting() and height % dilation == 0 == width % dilation
+            wanted = dilation if divides else 1
             if wanted != phases:
                 features = _split(_merge(features, phases), wanted)
                 phases = wanted
