@@ -13,5 +13,8 @@ COMMANDS = {
     "translate apply": "Write a folder of images in the style of another: fourier, lab, histogram or cyclegan.",
     "report": "One HTML page about run folders: scores, curves, pictures, confusions, pseudo-labels, configuration.",
     "evaluate": "Score a model on labelled images.",
+    "predict": "Label images, folders and videos with a model.",
+    "recalibrate": "Re-estimate a model's batch-norm statistics on unlabelled images (AdaBN).",
+    "export": "Write a model as ONNX or torch.export program, checked against the model itself.",
     "weights": "List the public files of weights, or say what given files are. Nothing is downloaded.",
 }
