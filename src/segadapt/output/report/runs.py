@@ -74,13 +74,13 @@ class Row:
 
     @cached_property
     def finished(self) -> tuple[Run, ...]:
-        """The trainings that have a result."""
-        return tuple(run for run in self.runs if run.result)
+        """The trainings that have a score."""
+        return tuple(run for run in self.runs if run.result and run.result["miou"] is not None)
 
     @property
     def results(self) -> list[dict[str, Any]]:
         """Of the finished trainings."""
-        return [run.result for run in self.runs if run.result]
+        return [run.result for run in self.finished if run.result]
 
     def miou(self) -> float | None:
         """Mean over seeds, percent."""
