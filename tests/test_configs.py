@@ -46,7 +46,11 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def formats(tmp_path: Path) -> Path:
-    """Two images of each data set that a shipped YAML names, in its format on disk."""
+    return make_formats(tmp_path)
+
+
+def make_formats(tmp_path: Path) -> Path:
+    """Two images of each data set that a shipped YAML names, in its format on disk; returns the project's folder."""
     random = np.random.default_rng(0)
     first_ids = [ids[0] for ids in CITYSCAPES.ids]
     for number in range(2):
