@@ -390,7 +390,6 @@ class PseudoLabelConfig:
             with its don't-cares, 'off' matches with the prediction alone.
         model: The model of step 1 that labels; 'best' was chosen on labels, and the result says so.
         init_from: What step 2 starts from: the initial weights, as step 1 did, or the last model of step 1.
-        rounds: How often labels are made and step 2 is trained; the model of a round labels for the next. Paper: once.
     """
 
     quantile: float = 0.5
@@ -398,10 +397,9 @@ class PseudoLabelConfig:
     override: Literal["fill", "literal", "off"] = "fill"
     model: Literal["last", "best"] = "last"
     init_from: Literal["initial", "step1"] = "initial"
-    rounds: int = 1
 
     def __post_init__(self) -> None:
-        _refuse_out_of_range("pseudo_labels", self, quantile=(0, 1), cap=(0, 1), rounds=(1, inf))
+        _refuse_out_of_range("pseudo_labels", self, quantile=(0, 1), cap=(0, 1))
 
 
 @dataclass(frozen=True)

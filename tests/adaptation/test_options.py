@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from segadapt.adaptation.checkpoints import digest_of
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.procedure import adapt, pseudo_label, step2_of
 from segadapt.adaptation.run_log import Terminal
@@ -50,24 +49,6 @@ def test_step_2_starts_from_the_initial_weights_or_from_step_1(experiment: Exper
     assert losses["step1"] != pytest.approx(losses["initial"], rel=0.02)
     assert starts["initial"] == "efficientnet_lite0: imagenet"
     assert starts["step1"].endswith("step1/model.safetensors")
-
-
-def test_the_model_of_a_round_labels_for_the_next(experiment: Experiment, tmp_path: Path) -> None:
-    options = replace(experiment.pseudo_labels, rounds=3)
-    experiment, run_dir = replace(experiment, pseudo_labels=options), tmp_path / "run"
-    result = adapt(experiment, run_dir, Machine(CPU, Terminal()))
-    labelled_by = {
-        run_dir / "round1": run_dir / "step1",
-        run_dir / "round2": run_dir / "round1",
-        run_dir: run_dir / "round2",
-    }
-    for folder, labeller in labelled_by.items():
-        made_by = json.loads((folder / "pseudo_labels" / "made_by.json").read_text())
-        assert made_by["model"] == digest_of(labeller / "model.safetensors")
-    assert first_loss(run_dir) == pytest.approx(first_loss(run_dir / "round1"), rel=1e-5), "all start anew"
-    assert [line["miou"] for line in result["earlier_rounds"]] == [
-        json.loads((run_dir / name / "result.json").read_text())["miou"] for name in ("round1", "round2")
-    ]
 
 
 @pytest.mark.parametrize("model", ["last", "best"])

@@ -130,7 +130,7 @@ def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path |
         InputError: wrong input, or `run_dir` holds another experiment.
         Stopped: a signal asked to leave; the same call continues.
     """
-    step1_dir = run_dir / "step1"
+    step1_dir, labels_dir = run_dir / "step1", run_dir / "pseudo_labels"
     step1_experiment, step2_experiment = row_of(experiment, "sim"), step2_of(experiment)
     options = experiment.pseudo_labels
     # both are asked first, so that the folder of another experiment costs no step 1
@@ -142,32 +142,13 @@ def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path |
     start = start or warm_up(experiment, run_dir / "warm_up", machine)
     translated = translated_source(experiment, run_dir / "translation", start, machine)
     step1 = run_training(step1_experiment, step1_dir, machine, "step 1", start, translated)
+    if not machine.processes.share((labels_dir / THRESHOLDS_FILE).exists()):
+        model = step1_dir / (BEST_FILE if options.model == "best" else MODEL_FILE)
+        pseudo_label(model, experiment.target, options, experiment.schedule.workers, labels_dir, machine)
+    notes = {"step1": {"miou": step1["miou"], "seconds": step1["seconds"]}, "pseudo_labels_by": options.model}
     if options.init_from == "step1":
         start = step1_dir / MODEL_FILE
-    model = step1_dir / (BEST_FILE if options.model == "best" else MODEL_FILE)
-    notes: dict[str, Any] = {
-        "step1": {"miou": step1["miou"], "seconds": step1["seconds"]},
-        "pseudo_labels_by": options.model,
-        "earlier_rounds": [],
-    }
-    for number in range(1, options.rounds):
-        folder = run_dir / f"round{number}"
-        labels = labels_by(model, experiment, folder, machine)
-        title = f"step 2, round {number}"
-        result = run_training(step2_experiment, folder, machine, title, start, translated, labels)
-        notes["earlier_rounds"].append({"miou": result["miou"], "seconds": result["seconds"]})
-        model = folder / MODEL_FILE
-    labels = labels_by(model, experiment, run_dir, machine)
-    return run_training(step2_experiment, run_dir, machine, "step 2", start, translated, labels, notes)
-
-
-def labels_by(model: Path, experiment: Experiment, run_dir: Path, machine: Machine) -> Path:
-    """The folder of the target's pseudo-labels by `model`, in `run_dir`; made if it is not complete."""
-    labels = run_dir / "pseudo_labels"
-    if not machine.processes.share((labels / THRESHOLDS_FILE).exists()):
-        options, workers = experiment.pseudo_labels, experiment.schedule.workers
-        pseudo_label(model, experiment.target, options, workers, labels, machine)
-    return labels
+    return run_training(step2_experiment, run_dir, machine, "step 2", start, translated, labels_dir, notes)
 
 
 def translated_source(experiment: Experiment, run_dir: Path, segmenter: Path | None, machine: Machine) -> Path | None:

@@ -123,10 +123,7 @@ def row_summary(name: str, results: list[dict[str, Any]], seeds: Sequence[int]) 
         "seeds": list(seeds),
         # of the whole procedure, where it has two steps
         "seconds": statistics.fmean(
-            result["seconds"]
-            + result.get("step1", {}).get("seconds", 0.0)
-            + sum(earlier["seconds"] for earlier in result.get("earlier_rounds", []))
-            for result in results
+            result["seconds"] + result.get("step1", {}).get("seconds", 0.0) for result in results
         ),
     }
 
