@@ -15,12 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import segadapt
 from segadapt.commands import COMMANDS
 from segadapt.errors import InputError, Stopped
+from segadapt.yaml_text import read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +62,10 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"{wrong}; use one of {', '.join(COMMANDS)} (segadapt --help says more)")
     module, parser = command_parser(name)
     refuse_wrong_config_files(arguments, parser)
-    return module.run(parser.instantiate(parser.parse_args(arguments)))
+    options = parser.parse_args(arguments)
+    for key, value in vars(options.as_flat()).items():
+        refuse_null(key, value, parser)
+    return module.run(parser.instantiate(options))
 
 
 def overview() -> str:
@@ -105,20 +108,28 @@ def refuse_wrong_config_files(arguments: list[str], command: ArgumentParser) -> 
     config_option.add_argument("--config", action="append", default=[])
     for path in config_option.parse_known_args(arguments)[0].config:
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: no YAML that can be read ({error})") from None
+            content = read_yaml(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, InputError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
         if not isinstance(content, dict):
             raise InputError(f"{path}: holds no options; write 'name: value' lines, as the files in configs/")
         options = Namespace()
-        for name, value in dotted(content):
-            if name in (command.groups or ()):
-                raise InputError(f"{path}: {name}: no options; write '{name}: {{name: value}}'")
-            options[name] = value
         try:
+            for name, value in dotted(content):
+                if name in (command.groups or ()):
+                    raise InputError(f"{name}: no options; write '{name}: {{name: value}}'")
+                options[name] = value
             command.validate(options, skip_required=True)
-        except (TypeError, KeyError) as error:
+            for name, value in dotted(content):
+                refuse_null(name, value, command)
+        except (TypeError, KeyError, InputError) as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def refuse_null(key: str, value: Any, command: ArgumentParser) -> None:
+    """Raises InputError for a null where it stands for nothing: the parser lets it pass for every type."""
+    if value is None and command.get_default(key) is not None:
+        raise InputError(f"{key}: null is not possible; give a value, or leave the key out")
 
 
 def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ beside the code that reads them. Defaults are those of docs/method.md; sizes are
 """
 
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite
 from typing import Literal
 
 from segadapt.errors import InputError
@@ -15,13 +15,16 @@ ReaderName = Literal["folder", "gta5", "synthia", "cityscapes", "camvid"]
 Backbone = Literal["resnet50", "resnet101", "vgg16", "vgg16_adaptsegnet", "efficientnet_lite0"]
 BatchNorm = Literal["batch", "frozen", "source_target_separate"]
 Distance = Literal["l1_mean", "l1_sum", "l1_squared", "l2", "cosine"]
+OnBadImage = Literal["fail", "skip"]
+
+_LARGEST_RATE = 1e6  # the product of two still fits into a 32-bit number
 
 
 def _refuse_out_of_range(section: str, options: object, **ranges: tuple[int | float, int | float]) -> None:
     """Raises InputError for the first option that is outside its range; the largest value itself is allowed."""
     for name, (smallest, largest) in ranges.items():
         value = getattr(options, name)
-        if isinstance(value, int | float) and not smallest <= value <= largest:
+        if isinstance(value, int | float) and not (smallest <= value <= largest and isfinite(value)):
             allowed = f"{smallest} or more" if largest == inf else f"{smallest} to {largest}"
             raise InputError(f"{section}.{name}: {value} is out of range; use {allowed}")
 
@@ -53,6 +56,10 @@ class DataConfig:
     size: tuple[int, int] | None = None
     translated: str = ""
 
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < 1:
+            raise InputError(f"size: {list(self.size)} is not possible; use [height, width] of 1 or more pixels")
+
 
 @dataclass(frozen=True)
 class AugmentationConfig:
@@ -69,6 +76,14 @@ class AugmentationConfig:
     scale: tuple[float, float] = (1.0, 1.0)
     crop: tuple[int, int] | None = None
     colour_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _refuse_out_of_range("augmentation", self, flip=(0, 1), colour_jitter=(0, 1))
+        smallest, largest = self.scale
+        if not 0 < smallest <= largest < inf:
+            raise InputError(f"augmentation.scale: {list(self.scale)} is no range; use [smallest, largest] above 0")
+        if self.crop is not None and min(self.crop) < 1:
+            raise InputError(f"augmentation.crop: {list(self.crop)} is not possible; use [height, width] of 1 or more")
 
 
 @dataclass(frozen=True)
@@ -312,11 +327,12 @@ class OptimiserConfig:
     discriminator_learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        positive = ("learning_rate", "head_multiplier", "weight_decay", "power", "warmup_steps")
+        rates = ("learning_rate", "head_multiplier", "discriminator_learning_rate")
         _refuse_out_of_range(
             "optimiser",
             self,
-            **dict.fromkeys((*positive, "discriminator_learning_rate"), (0, inf)),
+            **dict.fromkeys(rates, (0, _LARGEST_RATE)),
+            **dict.fromkeys(("weight_decay", "power", "warmup_steps"), (0, inf)),
             momentum=(0, 0.9999),
         )
         if self.nesterov and self.algorithm == "sgd" and self.momentum == 0:
@@ -339,7 +355,7 @@ class WarmUpConfig:
     learning_rate: float = 2.5e-4
 
     def __post_init__(self) -> None:
-        _refuse_out_of_range("warm_up", self, steps=(0, inf), learning_rate=(0, inf))
+        _refuse_out_of_range("warm_up", self, steps=(0, inf), learning_rate=(0, _LARGEST_RATE))
 
 
 @dataclass(frozen=True)
@@ -356,6 +372,9 @@ class ScheduleConfig:
         save_every: Steps between checkpoints, which a killed run loses at most; 0: only the last.
         log_every: Steps between lines of metrics.jsonl.
         workers: Processes that read and transform images, for each domain; 0: in the training process.
+        on_bad_image: What a training does about a source or target image whose file, or label file, is missing or
+            damaged: 'fail' ends it; 'skip' leaves the image out and counts it in result.json. Test images are never
+            left out: a score must not lose any.
     """
 
     steps: int = 250_000
@@ -367,9 +386,11 @@ class ScheduleConfig:
     save_every: int = 500
     log_every: int = 20
     workers: int = 2
+    on_bad_image: OnBadImage = "fail"
 
     def __post_init__(self) -> None:
-        _refuse_out_of_range("schedule", self, **dict.fromkeys(("steps", "evaluate_every", "save_every"), (0, inf)))
+        counts = ("steps", "evaluate_every", "save_every", "workers")
+        _refuse_out_of_range("schedule", self, **dict.fromkeys(counts, (0, inf)), batch_size=(1, inf))
         positive = ("decay_steps", "accumulate", "last_k", "log_every")
         _refuse_out_of_range("schedule", self, **dict.fromkeys(positive, (1, inf)))
         if self.batch_size % self.accumulate:
@@ -439,3 +460,7 @@ class Experiment:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed: {self.seed} is negative; use 0 or more")

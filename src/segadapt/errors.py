@@ -5,6 +5,10 @@ class InputError(Exception):
     """Wrong input (a file, a key, a value). The message names it and says what to do."""
 
 
+class UnreadableFileError(InputError):
+    """An image or label file is missing or damaged; `on_bad_image: skip` leaves its pair out of a training."""
+
+
 class NonFiniteLossError(InputError):
     """A loss became NaN or infinite; the message names the loss and the step."""
 

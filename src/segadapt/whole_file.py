@@ -6,10 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from segadapt.errors import InputError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in place of `path`: under another name, synced, then renamed, so what is there is whole."""
+    """A file to write in place of `path`: under another name, synced, then renamed, so what is there is whole.
+
+    Raises:
+        InputError: It cannot be written: the disk is full, or the folder is read-only.
+    """
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as file:
@@ -18,6 +24,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is kept"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -198,20 +198,23 @@ def test_images_of_several_sizes_need_a_size_or_a_crop(domain):
 
 
 @pytest.mark.parametrize(
-    ("augmentation", "size", "message"),
+    ("options", "message"),
     [
-        (AugmentationConfig(flip=1.5), None, "augmentation.flip: 1.5 is no probability"),
-        (AugmentationConfig(scale=(1.0, 0.5)), None, "augmentation.scale: .* is no range"),
-        (AugmentationConfig(scale=(0.0, 1.0)), None, "augmentation.scale: .* is no range"),
-        (AugmentationConfig(crop=(0, 4)), None, "augmentation.crop: .* is not possible"),
-        (AugmentationConfig(colour_jitter=2.0), None, "augmentation.colour_jitter: 2.0 is out of range"),
-        (NONE, (0, 10), "size: .* is not possible"),
+        ({"flip": 1.5}, "augmentation.flip: 1.5 is out of range"),
+        ({"scale": (1.0, 0.5)}, "augmentation.scale: .* is no range"),
+        ({"scale": (0.0, 1.0)}, "augmentation.scale: .* is no range"),
+        ({"crop": (0, 4)}, "augmentation.crop: .* is not possible"),
+        ({"colour_jitter": 2.0}, "augmentation.colour_jitter: 2.0 is out of range"),
     ],
 )
-def test_options_out_of_range_are_refused_before_reading(domain, augmentation, size, message):
-    config = DataConfig(root=domain.root, label_space="streets11", size=size)
+def test_augmentation_out_of_range_is_refused(options, message):
     with pytest.raises(InputError, match=message):
-        training_batches(find_pairs(domain, True), STREETS11, config, augmentation, 1, 0, 0, 0)
+        AugmentationConfig(**options)
+
+
+def test_a_size_without_pixels_is_refused():
+    with pytest.raises(InputError, match=r"size: \[0, 10\] is not possible"):
+        DataConfig(size=(0, 10))
 
 
 def test_numbers_out_of_range_are_refused_before_reading(domain):

@@ -5,7 +5,7 @@ or has rotted is found out before it is read. `model.safetensors`, which stands 
 """
 
 import hashlib
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ def save_state(run_dir: Path, step: int, state: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     written = folder / "new.pt"
     with whole_file(written) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # all that torch lets through of an error of the disk
+            raise OSError(str(error)) from error
     newest = folder / f"{step:09}-{digest_of(written)}.pt"
     written.replace(newest)
     sync_folder(folder)
@@ -62,6 +65,11 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
         InputError: the file holds something else.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it then refuses or reads
+            state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # damaged archives and pickles end in whatever the reader stumbles over
         raise InputError(f"{path}: not a readable training state; delete it to continue from the one before") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds {type(state).__name__}, no training state; delete it")
+    return state

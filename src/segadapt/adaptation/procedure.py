@@ -9,7 +9,7 @@ stopped, each function here continues it; with several processes all of them cal
 import json
 import platform
 import statistics
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from math import ceil
@@ -32,19 +32,29 @@ from segadapt.config import (
     DataConfig,
     Experiment,
     FolderTranslation,
+    OnBadImage,
     PseudoLabelConfig,
     TranslationConfig,
     WarmUpConfig,
 )
 from segadapt.data.label_spaces import LabelSpace, common
-from segadapt.data.loading import Batch, EvaluationBatch, evaluation_batches, fingerprint, training_batches
+from segadapt.data.loading import (
+    Batch,
+    EvaluationBatch,
+    LeftOut,
+    all_bad,
+    evaluation_batches,
+    fingerprint,
+    training_batches,
+)
 from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import Evaluation, evaluate
-from segadapt.networks.weights import load_network, read_metadata, save_network
+from segadapt.networks.weights import build_network, load_network, read_metadata, save_network
 from segadapt.processes import Processes
 from segadapt.translation import StyleTransfer
 from segadapt.whole_file import whole_file
+from segadapt.yaml_text import read_yaml
 
 CONFIG_FILE, RESULT_FILE, EXPERIMENT_FILE = "config.yaml", "result.json", "experiment.yaml"
 MODEL_FILE, BEST_FILE, MADE_BY_FILE = "model.safetensors", "best.safetensors", "made_by.json"
@@ -138,13 +148,14 @@ def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path |
     finished = finished_result(run_dir, step2_experiment)
     if finished:
         return finished
-    keep_experiment(experiment, run_dir, machine.processes)
+    keep_experiment(experiment, run_dir, machine.processes, start)
     start = start or warm_up(experiment, run_dir / "warm_up", machine)
     translated = translated_source(experiment, run_dir / "translation", start, machine)
     step1 = run_training(step1_experiment, step1_dir, machine, "step 1", start, translated)
     if not machine.processes.share((labels_dir / THRESHOLDS_FILE).exists()):
         model = step1_dir / (BEST_FILE if options.model == "best" else MODEL_FILE)
-        pseudo_label(model, experiment.target, options, experiment.schedule.workers, labels_dir, machine)
+        schedule = experiment.schedule
+        pseudo_label(model, experiment.target, options, schedule.workers, labels_dir, machine, schedule.on_bad_image)
     notes = {"step1": {"miou": step1["miou"], "seconds": step1["seconds"]}, "pseudo_labels_by": options.model}
     if options.init_from == "step1":
         start = step1_dir / MODEL_FILE
@@ -177,22 +188,22 @@ def translated_source(experiment: Experiment, run_dir: Path, segmenter: Path | N
     return run_dir / "images"
 
 
-def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes) -> None:
+def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes, start: Path | None) -> None:
     """Write what `adapt` was asked for, for `--resume`, before anything is trained.
 
     Raises:
         InputError: the input is not there; then nothing is written.
     """
-    for name, data, labelled in (
-        ("source", experiment.source, True),
-        ("target", experiment.target, False),
-        ("test", experiment.test, True),
-    ):
-        if data.root or name != "test":
-            find_domain(name, data, labelled)
-    if experiment.pseudo_labels.model == "best" and not experiment.test.root:
+    source = find_domain("source", experiment.source, labelled=True)
+    target = find_domain("target", experiment.target, labelled=False)
+    if experiment.test.root:
+        find_domain("test", experiment.test, labelled=True)
+    elif experiment.pseudo_labels.model == "best":
         raise InputError("pseudo_labels.model: 'best' is chosen on test labels, and test.root is empty; use 'last'")
+    space = trained_space(experiment, source, target)
     if processes.is_first:
+        if start is None and not (run_dir / EXPERIMENT_FILE).exists():
+            build_network(experiment.network, space, experiment.seed)  # weights that do not fit are found out here
         run_dir.mkdir(parents=True, exist_ok=True)
         with whole_file(run_dir / EXPERIMENT_FILE) as file:
             file.write(config_text(experiment).encode())
@@ -243,29 +254,56 @@ def run_training(
     if left_out:
         terminal.say(f"trained on the {space.num_classes} classes in common; left out: {', '.join(left_out)}")
 
+    skip_bad = schedule.on_bad_image == "skip"
+    bad = {
+        name: torch.zeros(len(images), dtype=torch.int64) for name, images in (("source", source), ("target", target))
+    }
+
+    def note_bad(domain: str, index: int, problem: str) -> None:
+        if not bad[domain][index]:
+            bad[domain][index] = 1
+            terminal.say(f"left out: {problem}")
+            count = sum(int(each.sum()) for each in bad.values())
+            metrics.write(state.step + 1, {"bad_images": count, "bad_image": [domain, index, problem]})
+
     def stream(
-        images: ImageSet, data: DataConfig, domain: int, step: int, labels: Path | None, style: StyleTransfer | None
+        images: ImageSet,
+        data: DataConfig,
+        domain: int,
+        step: int,
+        labels: Path | None,
+        style: StyleTransfer | None,
+        workers: int,
+        left_out: LeftOut,
     ) -> Iterator[Batch]:
         return training_batches(
             images, space, data, experiment.augmentation, schedule.batch_size, experiment.seed, domain,
-            schedule.workers, step * schedule.batch_size * processes.count, labels, style,
-            processes.rank, processes.count,
+            workers, step * schedule.batch_size * processes.count, labels, style,
+            processes.rank, processes.count, left_out if skip_bad else None,
         )  # fmt: skip
 
     translation = experiment.translation
     online = translation.method not in ("off", "cyclegan")
-    style = StyleTransfer(translation, target.images) if online else None
+    style = StyleTransfer(translation, target.images, skip_bad) if online else None
 
-    def streams(step: int) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
+    def streams(
+        step: int, workers: int = schedule.workers, note: Callable[[str, int, str], None] = note_bad
+    ) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
+        of_source, of_target = partial(note, "source"), partial(note, "target")
         return (
-            stream(source, experiment.source, SOURCE, step, None, style),
-            stream(target, experiment.target, TARGET, step, pseudo_labels, None) if uses_target else None,
+            stream(source, experiment.source, SOURCE, step, None, style, workers, of_source),
+            stream(target, experiment.target, TARGET, step, pseudo_labels, None, workers, of_target)
+            if uses_target
+            else None,
         )
 
     weights = replace(experiment.network, weights=str(start)) if start else experiment.network
     state = new_state(replace(experiment, network=weights), space, machine.device, processes)
     restore(state, run_dir, machine)
-    streams(state.step)  # reads nothing yet, but refuses options that are out of range
+    if state.step < schedule.steps:
+        # options out of range, and files that are wrong from the first on, are refused before anything is written
+        for first in streams(state.step, workers=0, note=lambda domain, index, problem: None):
+            next(first or iter([None]))
     sets = {"source": source, "target": target, **({"test": test} if test else {})}
     provenance = provenance_of(experiment, space, sets, start)
 
@@ -289,6 +327,8 @@ def run_training(
         with whole_file(run_dir / CONFIG_FILE) as file:
             file.write(config_text(experiment).encode())
     with Metrics(run_dir, state.step, processes.is_first) as metrics:
+        for domain, index, _ in (line["bad_image"] for line in metrics.earlier if "bad_image" in line):
+            bad[domain][index] = 1
         evaluations = train(
             state, schedule, streams, partial(evaluate_now, test) if test else None, save_model, run_dir, metrics,
             machine, title,
@@ -296,6 +336,7 @@ def run_training(
     result = {
         **result_of(evaluations, schedule.last_k),
         **provenance,
+        "bad_images": sum(int((processes.sum(each) > 0).sum()) for each in bad.values()),
         "command": command_line(),
         "seconds": state.seconds,
         **(notes or {}),
@@ -346,8 +387,18 @@ def pseudo_label(
     workers: int,
     out: Path,
     machine: Machine,
+    on_bad_image: OnBadImage = "fail",
 ) -> LabellingReport:
     """Label the images of `data` with the network in `model`, Eq. (9), into `out`.
+
+    Args:
+        model: A file of weights.
+        data: The images; their labels are not read.
+        options: Quantile and cap.
+        workers: Processes that read images; 0: this one.
+        out: Folder of the label maps.
+        machine: Where to compute.
+        on_bad_image: What to do about an image that cannot be read; 'skip' writes no label map of it.
 
     Raises:
         InputError: wrong input, or `out` holds the labels of another model or of other options.
@@ -363,20 +414,36 @@ def pseudo_label(
         "cap": options.cap,
     }
     refuse_other_labels(out, made_by)
+    bad: dict[int, str] = {}
+
+    def note_bad(index: int, problem: str) -> None:
+        if index not in bad:
+            bad[index] = problem
+            machine.terminal.say(f"left out: {problem}")
+
+    def read(known: Container[str], workers: int) -> Iterator[EvaluationBatch]:
+        return evaluation_batches(
+            images, network.label_space, data, EVALUATION_BATCH, workers, processes.rank, processes.count, known,
+            note_bad if on_bad_image == "skip" else None,
+        )  # fmt: skip
+
+    def batches_without(known: Container[str]) -> Iterator[EvaluationBatch]:
+        yield from stoppable(read(known, workers), len(images), machine)
+        if int(processes.sum(torch.tensor(len(bad)))) == len(images):
+            raise all_bad(images, next(iter(bad.values()), "read by the other processes"))
+
+    next(read((), workers=0), None)  # files that are wrong from the first on are refused before anything is written
+    if len(bad) == len(images):
+        raise all_bad(images, bad[0])
     if processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
         with whole_file(out / MADE_BY_FILE) as file:
             file.write(json.dumps(made_by, indent=1).encode())
     names = [images.image_name(index) for index in range(processes.rank, len(images), processes.count)]
-
-    def batches_without(known: Container[str]) -> Iterator[EvaluationBatch]:
-        batches = evaluation_batches(
-            images, network.label_space, data, EVALUATION_BATCH, workers, processes.rank, processes.count, known
-        )
-        return stoppable(batches, len(images), machine)
-
     machine.terminal.start_progress("pseudo-labels", 2 * len(names))
-    report = label_images(network, names, batches_without, options, out, processes, machine.terminal.advance)
+    report = label_images(
+        network, names, batches_without, options, out, processes, machine.terminal.advance, on_bad_image == "skip"
+    )
     machine.terminal.finish_progress()
     return report
 
@@ -386,7 +453,7 @@ def refuse_other_labels(out: Path, made_by: dict[str, Any]) -> None:
     path = out / MADE_BY_FILE
     if not path.exists():
         return
-    before = json.loads(path.read_text())
+    before = read_left(path, json.loads)
     differs = [name for name, value in made_by.items() if json.loads(json.dumps(value)) != before.get(name)]
     if differs:
         raise InputError(f"{out} holds pseudo-labels made with another {', '.join(differs)}; choose another folder")
@@ -477,12 +544,27 @@ def finished_result(run_dir: Path, experiment: Experiment) -> dict[str, Any] | N
         InputError: `run_dir` holds another experiment.
     """
     config, result = run_dir / CONFIG_FILE, run_dir / RESULT_FILE
-    if config.exists() and config.read_text() != config_text(experiment):
-        there, now = yaml.safe_load(config.read_text()), plain(asdict(experiment))
+    if config.exists() and config.read_bytes() != config_text(experiment).encode():
+        there, now = read_left(config, read_yaml), plain(asdict(experiment))
         raise InputError(
             f"{run_dir} holds a run with another configuration ({differences(there, now)}); choose another --run_dir"
         )
-    return json.loads(result.read_text()) if result.exists() else None
+    return read_left(result, json.loads) if result.exists() else None
+
+
+def read_left(path: Path, read: Callable[[str], Any]) -> dict[str, Any]:
+    """What a run left in a file of its folder.
+
+    Raises:
+        InputError: it was changed since.
+    """
+    try:
+        content = read(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, InputError) as error:
+        raise InputError(f"{path}: damaged ({error}); choose another folder, or delete it to begin anew") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged (it holds no names with values); choose another folder, or delete it")
+    return content
 
 
 def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

@@ -122,6 +122,7 @@ def label_images(
     out: Path,
     processes: Processes = ONE_PROCESS,
     progress: Callable[[], None] = lambda: None,
+    may_lack: bool = False,
 ) -> LabellingReport:
     """Write `out/<name>.png` for each image: Eq. (9) with each class's own threshold, keeping confidence >= threshold.
 
@@ -136,6 +137,7 @@ def label_images(
         out: Folder, made if missing; `thresholds.json` is written last and marks it complete.
         processes: That share the images; one histogram is merged from theirs.
         progress: Called after each image of each pass.
+        may_lack: Whether the batches may lack images, of which there is then no label map.
 
     Returns:
         The content of thresholds.json, of the images of all processes.
@@ -153,6 +155,8 @@ def label_images(
                 labels, confidence = confident_prediction(logits, size)
                 save_prediction(prediction_path(out, name), labels.cpu().numpy(), quantise(confidence))
                 progress()
+        if may_lack:
+            names = [name for name in names if prediction_path(out, name).exists()]
         histogram = np.zeros((len(classes), BINS), dtype=np.int64)
         for name in names:
             labels, bins = whole_prediction(out, name)
@@ -168,6 +172,8 @@ def label_images(
         thresholds, pixels = known["thresholds"], known["pixels"]
 
     kept = np.zeros(len(classes), dtype=np.int64)
+    if may_lack:
+        names = [name for name in names if prediction_path(out, name).exists() or (out / name).exists()]
     for name in names:
         path = out / name
         if prediction_path(out, name).exists():

@@ -146,10 +146,12 @@ def lines_until(path: Path, step: int | float = math.inf) -> list[dict[str, Any]
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             break
         if line["step"] <= step:
             lines.append(line)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from segadapt.commands.options import (
     add_experiment,
@@ -14,6 +14,7 @@ from segadapt.commands.options import (
 )
 from segadapt.config import Experiment
 from segadapt.errors import InputError, Stopped
+from segadapt.yaml_text import read_yaml
 
 EXAMPLE = "segadapt adapt --config configs/smoke.yaml --run_dir runs/smoke"
 
@@ -52,13 +53,17 @@ def resumed(options: Namespace) -> tuple[Experiment, Path]:
     Raises:
         InputError: it is no run folder of `adapt`, or another experiment was given beside it.
     """
-    from segadapt.adaptation.procedure import EXPERIMENT_FILE
+    from segadapt.adaptation.procedure import EXPERIMENT_FILE, read_left
 
     run_dir = Path(options.resume)
     kept = run_dir / EXPERIMENT_FILE
     if not kept.is_file():
         raise InputError(f"--resume: {kept} is missing; name the --run_dir of a run that 'segadapt adapt' has begun")
-    experiment = experiment_from(kept)
+    read_left(kept, read_yaml)
+    try:
+        experiment = experiment_from(kept)
+    except (ArgumentError, InputError) as error:
+        raise InputError(f"{kept}: not the experiment of a run of this version ({error}); begin anew") from None
     if experiment_of(options) not in (Experiment(), experiment):
         raise InputError(f"--resume: the experiment is that of {kept}; leave out --config and its options")
     if options.run_dir and Path(options.run_dir) != run_dir:

@@ -1,9 +1,11 @@
 """One file on disk becomes an array: an image in RGB, or a label file with its ids as they were written.
 
 In: a path, and for labels the table from raw ids to train ids. Out: 8-bit RGB (H, W, 3); raw ids, or train ids
-(H, W). Whatever is wrong with a file ends in an InputError that names it.
+(H, W). Whatever is wrong with a file ends in an InputError that names it; where the file itself is missing or damaged,
+in an UnreadableFileError.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,10 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageFile, ImageOps
 
 from segadapt.data.label_spaces import RAW_IDS
-from segadapt.errors import InputError
+from segadapt.errors import InputError, UnreadableFileError
 
+# Only these are decoded: some of Pillow's other formats start programs (EPS runs Ghostscript).
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RGB, _GREY_ALPHA, _RGBA = 2, 4, 6  # colour types in the header of a PNG
 
@@ -22,10 +26,15 @@ _RGB, _GREY_ALPHA, _RGBA = 2, 4, 6  # colour types in the header of a PNG
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """Reads an image as 8-bit RGB, upright (EXIF orientation applied); alpha is dropped, grey repeated.
 
+    Of several pictures in a file (animation, pages) the first; of 16 bits the upper eight.
+
     Raises:
-        InputError: The file cannot be read as an image.
+        UnreadableFileError: The file is missing, or cannot be read as an image.
+        InputError: Its samples are of a kind that has no white: 32 bits or floating point.
     """
     with _opened(path, "image") as image:
+        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+            raise InputError(f"{path}: has samples of 32 bits (mode {image.mode}); write 8 or 16 bits a sample")
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255 instead of scaling
             grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
@@ -41,9 +50,12 @@ def read_raw_ids(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H
     A 16-bit PNG of several channels gives its first one, as SYNTHIA has it (class there, instance in the second).
 
     Raises:
-        InputError: The file cannot be read, or is a colour picture instead of ids.
+        UnreadableFileError: The file is missing, or cannot be read as an image.
+        InputError: It is a colour picture instead of ids, or no PNG whatever its name says.
     """
     with _opened(path, "label file") as image:
+        if image.format != "PNG":  # JPEG, for one, changes ids along every border
+            raise InputError(f"{path}: is a {image.format} file under the name of a PNG; write the ids as PNG")
         bits, colour_type = _png_format(path)
         if bits == 16 and colour_type in (_RGB, _GREY_ALPHA, _RGBA):
             return _first_channel_16_bit(path, colour_type)
@@ -69,7 +81,7 @@ def read_labels(path: Path, table: UInt8[np.ndarray, " 65536"]) -> UInt8[np.ndar
     """Reads a label file and turns its raw ids into train ids by the table.
 
     Raises:
-        InputError: As `read_raw_ids`.
+        UnreadableFileError, InputError: As `read_raw_ids`.
     """
     return table[read_raw_ids(path)]
 
@@ -78,7 +90,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image or label file as stored; of a PNG from its header, ten times as fast as opening it.
 
     Raises:
-        InputError: The file cannot be read as an image.
+        UnreadableFileError: The file is missing, or cannot be read as an image.
     """
     head = _png_header(path)
     if len(head) >= 24:
@@ -111,14 +123,20 @@ def _decoded_as(path: Path, raw_mode: str) -> UInt8[np.ndarray, "H W channels"]:
 
 @contextmanager
 def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+    if path.exists() and not path.is_file():  # a folder, or a pipe, which would be waited for
+        raise UnreadableFileError(f"{path}: is no file; put the {what} there or remove it")
     try:
-        with Image.open(path) as image:
-            yield image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of damage that it then reads past or refuses
+            with Image.open(path, formats=_FORMATS) as image:
+                yield image
+    except InputError:
+        raise
     except FileNotFoundError as error:
-        raise InputError(f"{path}: {what} is missing; restore it") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as {what} ({reason}); replace or remove it") from error
+        raise UnreadableFileError(f"{path}: {what} is missing; restore it") from error
+    except Exception as error:  # a decoder meets damage with whatever it stumbles over: struct.error, KeyError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableFileError(f"{path}: cannot be read as {what} ({reason}); replace or remove it") from error
 
 
 def _png_format(path: Path) -> tuple[int, int]:
@@ -128,7 +146,10 @@ def _png_format(path: Path) -> tuple[int, int]:
 
 
 def _png_header(path: Path) -> bytes:
-    """The first 26 bytes of a PNG; nothing of any other file."""
-    with open(path, "rb") as file:
-        head = file.read(26)
+    """The first 26 bytes of a PNG; nothing of any other file, or of one that opening it as an image will refuse."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError:
+        return b""
     return head if head.startswith(_PNG) else b""

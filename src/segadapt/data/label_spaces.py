@@ -16,6 +16,7 @@ import yaml
 from jaxtyping import UInt8
 
 from segadapt.errors import InputError
+from segadapt.yaml_text import read_yaml
 
 IGNORE = 255
 RAW_IDS = 65536  # label files hold 8 or 16 bits a pixel
@@ -116,11 +117,7 @@ class LabelSpace:
             InputError: The text says something that a label space cannot be.
         """
         try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}; correct it") from error
-        try:
-            return cls._from_mapping(content)
+            return cls._from_mapping(read_yaml(text))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
@@ -152,7 +149,7 @@ class LabelSpace:
                 raise InputError(f"subsets.{subset}: not a list; write [class, class]")
         ignore = top.get("ignore", IGNORE)
         if type(ignore) is not int:
-            raise InputError(f"ignore: {ignore!r} is not a number; leave it at {IGNORE}")
+            raise InputError(f"ignore: {_shown(ignore)} is not a number; leave it at {IGNORE}")
         return cls(
             name=_text(top["name"], "name"),
             names=tuple(names),
@@ -275,6 +272,12 @@ def remap(from_space: LabelSpace, to_space: LabelSpace) -> UInt8[np.ndarray, " 2
     return table
 
 
+def _shown(value: Any) -> str:
+    """A value as messages show it, without its end where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
@@ -310,13 +313,13 @@ def _mapping(value: Any, where: str, required: tuple[str, ...], optional: tuple[
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {value!r} is not a name; write text, in quotes where YAML reads it otherwise")
+        raise InputError(f"{where}: {_shown(value)} is not a name; write text, in quotes where YAML reads it otherwise")
     return value
 
 
 def _integers(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or any(type(entry) is not int for entry in value):
-        raise InputError(f"{where}: {value!r} is not a list of whole numbers; write for example [1, 2, 3]")
+        raise InputError(f"{where}: {_shown(value)} is not a list of whole numbers; write for example [1, 2, 3]")
     return tuple(value)
 
 

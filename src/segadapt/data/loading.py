@@ -6,10 +6,11 @@ for scoring. A run that resumes somewhere, or reads with other workers or proces
 
 import signal
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import Generic, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +23,15 @@ from segadapt.data.decoding import image_size, read_image, read_labels, read_raw
 from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace, remap
 from segadapt.data.readers import ImageSet, fingerprint
 from segadapt.data.transforms import augment, resize_image
-from segadapt.errors import InputError
+from segadapt.errors import InputError, UnreadableFileError
 
 __all__ = [
     "Batch",
     "EvaluationBatch",
+    "LeftOut",
     "Sample",
     "TrainingSet",
+    "all_bad",
     "evaluation_batches",
     "fingerprint",
     "training_batches",
@@ -42,13 +45,20 @@ _ORDER, _AUGMENTATION, _TRANSLATION = 0, 1, 2
 # An 8-bit RGB image (H, W, 3) to one of the same size and another style, at random.
 Translate = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
+# Told the index of an image that is left out, and what is wrong with its files.
+LeftOut = Callable[[int, str], None]
+
 
 class Sample(TypedDict):
-    """One training pair: RGB image, labels in train ids of the trained space, index in the ImageSet."""
+    """One training pair: RGB image, labels in train ids of the trained space, index in the ImageSet.
+
+    And the pairs in whose place it stands: their indices, and what is wrong with their files.
+    """
 
     image: UInt8[Tensor, "3 H W"]
     labels: Int64[Tensor, "H W"]
     index: int
+    left_out: tuple[tuple[int, str], ...]
 
 
 class Batch(NamedTuple):
@@ -67,10 +77,24 @@ class EvaluationBatch(NamedTuple):
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Read(Generic[T]):
+    """What came of reading one batch: the batch (none if all of its images were left out), or why there is none.
+
+    A worker hands an InputError back as a value: raised there, it would reach the user inside the text of a traceback.
+    """
+
+    batch: T | None
+    left_out: tuple[tuple[int, str], ...] = ()
+    error: InputError | None = None
+
+
 class TrainingSet(Dataset[Sample]):
     """The endless stream of training pairs, indexed by position.
 
-    Position p is image p mod n of a new order of all n images in each epoch p div n.
+    Position p is image p mod n of a new order of all n images in each epoch p div n. Where bad images are left out, the
+    next position whose files can be read takes the place of one whose files cannot: that too is a function of p alone,
+    so it does not matter where a run began or which worker reads.
 
     Args:
         image_set: Where the files are.
@@ -82,9 +106,10 @@ class TrainingSet(Dataset[Sample]):
         pseudo_labels: A folder of 8-bit PNGs that replaces the labels, in train ids of `space`, named as
             `ImageSet.image_name` says; None reads the labels of the set.
         translate: Gives images another style before they are augmented; None leaves them.
+        skip_bad: Whether pairs of which a file is missing or damaged are left out, instead of ending the training.
 
     Raises:
-        InputError: An option is out of range or the folder of pseudo-labels is missing; and, when a sample is
+        InputError: The seed is negative or the folder of pseudo-labels is missing; and, when a sample is
             read, what is wrong with its files.
     """
 
@@ -98,8 +123,10 @@ class TrainingSet(Dataset[Sample]):
         domain: int,
         pseudo_labels: Path | None = None,
         translate: Translate | None = None,
+        skip_bad: bool = False,
     ) -> None:
-        _check(data_config, augmentation, seed)
+        if seed < 0:
+            raise InputError(f"seed: {seed} is negative; use 0 or more")
         if pseudo_labels is not None and not pseudo_labels.is_dir():
             raise InputError(f"{pseudo_labels}: no such folder; make the pseudo-labels of {image_set.name} first")
         self.image_set = image_set
@@ -110,6 +137,7 @@ class TrainingSet(Dataset[Sample]):
         self.domain = domain
         self.pseudo_labels = pseudo_labels
         self.translate = translate
+        self.skip_bad = skip_bad
         self.table = _table(image_set, space)
 
     def index(self, position: int) -> int:
@@ -118,15 +146,39 @@ class TrainingSet(Dataset[Sample]):
         return int(_order(self.seed, self.domain, epoch, len(self.image_set))[offset])
 
     def __getitem__(self, position: int) -> Sample:
-        index = self.index(position)
-        image = read_image(self.image_set.file(index))
-        labels = self._labels(index, _original_size(self.image_set, index, image))
+        index, image, labels, left_out = self._pair(position)
         if self.translate:
             random = np.random.default_rng([self.seed, self.domain, _TRANSLATION, position])
             image = self.translate(resize_image(image, self.size or image.shape[:2]), random)
         random = np.random.default_rng([self.seed, self.domain, _AUGMENTATION, position])
         image, labels = augment(image, labels, self.size, self.augmentation, random)
-        return Sample(image=_channels_first(image), labels=torch.from_numpy(labels.astype(np.int64)), index=index)
+        return Sample(
+            image=_channels_first(image),
+            labels=torch.from_numpy(labels.astype(np.int64)),
+            index=index,
+            left_out=left_out,
+        )
+
+    def _pair(
+        self, position: int
+    ) -> tuple[int, UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "h w"], tuple[tuple[int, str], ...]]:
+        """Index, image and labels of a position, or of the first one after it that can be read; what was left out."""
+        left_out: dict[int, str] = {}
+        for place in count(position):
+            index = self.index(place)
+            if index in left_out:
+                continue
+            try:
+                image = read_image(self.image_set.file(index))
+                labels = self._labels(index, _original_size(self.image_set, index, image))
+                return index, image, labels, tuple(left_out.items())
+            except UnreadableFileError as error:
+                if not self.skip_bad:
+                    raise
+                left_out[index] = str(error)
+            if len(left_out) == len(self.image_set):
+                raise all_bad(self.image_set, next(iter(left_out.values())))
+        raise AssertionError  # count has no end
 
     def _labels(self, index: int, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
         if self.pseudo_labels is not None:
@@ -161,6 +213,7 @@ def training_batches(
     translate: Translate | None = None,
     rank: int = 0,
     processes: int = 1,
+    left_out: LeftOut | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of a TrainingSet, read ahead by worker processes.
 
@@ -178,15 +231,24 @@ def training_batches(
         translate: As TrainingSet.
         rank: Number of this training process.
         processes: Training processes; together they read what one with `processes * batch_size` would.
+        left_out: Called when a batch is handed out, for each pair that another takes the place of because a file of it
+            is missing or damaged; None: such a file is an error.
 
     Raises:
         InputError: As TrainingSet, or the images of a batch differ in size.
     """
     _check_batches(batch_size, workers)
-    pairs = TrainingSet(image_set, space, data_config, augmentation, seed, domain, pseudo_labels, translate)
+    pairs = TrainingSet(
+        image_set, space, data_config, augmentation, seed, domain, pseudo_labels, translate, left_out is not None
+    )
     starts = count(start_position + rank * batch_size, processes * batch_size)
     positions = (tuple(range(start, start + batch_size)) for start in starts)
-    return _read_ahead(_TrainingBatches(pairs), positions, workers)
+    return _read_ahead(_TrainingBatches(pairs), positions, workers, left_out)
+
+
+def all_bad(image_set: ImageSet, first: str) -> InputError:
+    """The error where all images were left out, with what is wrong with the first."""
+    return InputError(f"{image_set.name}: none of its {len(image_set)} images can be read ({first})")
 
 
 def evaluation_batches(
@@ -198,6 +260,7 @@ def evaluation_batches(
     rank: int = 0,
     processes: int = 1,
     skip: Container[str] = (),
+    left_out: LeftOut | None = None,
 ) -> Iterator[EvaluationBatch]:
     """Every image of a set once, in order, without augmentation.
 
@@ -211,6 +274,8 @@ def evaluation_batches(
         processes: Processes that share the set; each reads every `processes`-th image.
         skip: Names of images; a batch of nothing but these is left out. Others stay as they are, because a network
             may give an image other last digits in another batch.
+        left_out: Called for each image that is left out because a file of it is missing or damaged; None: such a file
+            is an error.
 
     Raises:
         InputError: A file is wrong, or the images of a batch differ in size.
@@ -219,51 +284,67 @@ def evaluation_batches(
     indices = range(rank, len(image_set), processes)
     batches = (tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size))
     groups = (group for group in batches if not all(image_set.image_name(index) in skip for index in group))
-    return _read_ahead(_EvaluationBatches(image_set, space, data_config.size), groups, workers)
+    dataset = _EvaluationBatches(image_set, space, data_config.size, left_out is not None)
+    return _read_ahead(dataset, groups, workers, left_out)
 
 
-class _TrainingBatches(Dataset["Batch | InputError"]):
-    # A whole batch is one item of the DataLoader, so that a worker can hand an InputError back as a value.
-    # Raised there, it would reach the user inside the text of a traceback.
+class _TrainingBatches(Dataset[Read[Batch]]):
+    # A whole batch is one item of the DataLoader.
     def __init__(self, pairs: TrainingSet) -> None:
         self.pairs = pairs
 
-    def __getitem__(self, positions: tuple[int, ...]) -> Batch | InputError:
+    def __getitem__(self, positions: tuple[int, ...]) -> Read[Batch]:
         try:
             samples = [self.pairs[position] for position in positions]
             names = tuple(self.pairs.image_set.image_name(sample["index"]) for sample in samples)
             images = _stack([sample["image"] for sample in samples], names)
-            return Batch(images, torch.stack([sample["labels"] for sample in samples]), names)
+            batch = Batch(images, torch.stack([sample["labels"] for sample in samples]), names)
+            return Read(batch, tuple(each for sample in samples for each in sample["left_out"]))
         except InputError as error:
-            return error
+            return Read(None, error=error)
 
 
-class _EvaluationBatches(Dataset["EvaluationBatch | InputError"]):
-    def __init__(self, image_set: ImageSet, space: LabelSpace, size: tuple[int, int] | None) -> None:
+class _EvaluationBatches(Dataset[Read[EvaluationBatch]]):
+    def __init__(
+        self, image_set: ImageSet, space: LabelSpace, size: tuple[int, int] | None, skip_bad: bool = False
+    ) -> None:
         self.image_set = image_set
         self.table = _table(image_set, space)
         self.size = size
+        self.skip_bad = skip_bad
 
-    def __getitem__(self, indices: tuple[int, ...]) -> EvaluationBatch | InputError:
+    def __getitem__(self, indices: tuple[int, ...]) -> Read[EvaluationBatch]:
+        images, labels, names, left_out = [], [], [], []
         try:
-            images, labels = [], []
             for index in indices:
-                image = read_image(self.image_set.file(index))
-                size = _original_size(self.image_set, index, image)
-                path = self.image_set.labels[index]
-                if path is None:
-                    labels.append(torch.full(size, IGNORE, dtype=torch.uint8))
-                else:
-                    own = _labels_of(self.image_set.images[index], path, size, self.table)
-                    labels.append(torch.from_numpy(own))
+                try:
+                    image, own = self._pair(index)
+                except UnreadableFileError as error:
+                    if not self.skip_bad:
+                        raise
+                    left_out.append((index, str(error)))
+                    continue
                 images.append(_channels_first(resize_image(image, self.size or image.shape[:2])))
-            names = tuple(self.image_set.image_name(index) for index in indices)
-            return EvaluationBatch(_stack(images, names), tuple(labels), names)
+                labels.append(own)
+                names.append(self.image_set.image_name(index))
+            if not images:
+                return Read(None, tuple(left_out))
+            return Read(EvaluationBatch(_stack(images, tuple(names)), tuple(labels), tuple(names)), tuple(left_out))
         except InputError as error:
-            return error
+            return Read(None, error=error)
+
+    def _pair(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[Tensor, "h w"]]:
+        image = read_image(self.image_set.file(index))
+        size = _original_size(self.image_set, index, image)
+        path = self.image_set.labels[index]
+        if path is None:
+            return image, torch.full(size, IGNORE, dtype=torch.uint8)
+        return image, torch.from_numpy(_labels_of(self.image_set.images[index], path, size, self.table))
 
 
-def _read_ahead(dataset: Dataset[T | InputError], items: Iterable[tuple[int, ...]], workers: int) -> Iterator[T]:
+def _read_ahead(
+    dataset: Dataset[Read[T]], items: Iterable[tuple[int, ...]], workers: int, left_out: LeftOut | None = None
+) -> Iterator[T]:
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -276,10 +357,14 @@ def _read_ahead(dataset: Dataset[T | InputError], items: Iterable[tuple[int, ...
         # The workers' own seeds are never used; a generator of their own leaves torch's global one as it was.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    for read in loader:
+        if read.error is not None:
+            raise read.error
+        if left_out is not None:
+            for index, problem in read.left_out:
+                left_out(index, problem)
+        if read.batch is not None:
+            yield read.batch
 
 
 def _unchanged(batch: T) -> T:
@@ -302,6 +387,11 @@ def _table(image_set: ImageSet, space: LabelSpace) -> UInt8[np.ndarray, " 65536"
     """Raw id to train id of the trained space, in one lookup."""
     table = remap(image_set.space, space)[image_set.table]
     assert table.shape == (RAW_IDS,)
+    if image_set.labelled and (table == IGNORE).all():
+        raise InputError(
+            f"{image_set.name}: its label space {image_set.space.name} ({', '.join(image_set.space.names)}) has no "
+            f"class in common with {space.name} ({', '.join(space.names)}); give the same classes the same names"
+        )
     return table
 
 
@@ -333,35 +423,6 @@ def _stack(images: list[Tensor], names: tuple[str, ...]) -> UInt8[Tensor, "B 3 H
                 f"{_by(image.shape[1:])}); set size, or a crop, or use batch size 1"
             )
     return torch.stack(images)
-
-
-def _check(data_config: DataConfig, augmentation: AugmentationConfig, seed: int) -> None:
-    smallest, largest = augmentation.scale
-    for allowed, message in (
-        (seed >= 0, f"seed: {seed} is negative; use 0 or more"),
-        (
-            min(data_config.size or (1,)) >= 1,
-            f"size: {data_config.size} is not possible; use (height, width)",
-        ),
-        (
-            0 <= augmentation.flip <= 1,
-            f"augmentation.flip: {augmentation.flip} is no probability; use 0 to 1",
-        ),
-        (
-            0 < smallest <= largest,
-            f"augmentation.scale: {augmentation.scale} is no range; use (smallest, largest) above 0",
-        ),
-        (
-            min(augmentation.crop or (1,)) >= 1,
-            f"augmentation.crop: {augmentation.crop} is not possible; use (height, width)",
-        ),
-        (
-            0 <= augmentation.colour_jitter <= 1,
-            f"augmentation.colour_jitter: {augmentation.colour_jitter} is out of range; use 0 to 1",
-        ),
-    ):
-        if not allowed:
-            raise InputError(message)
 
 
 def _check_batches(batch_size: int, workers: int) -> None:

@@ -21,7 +21,7 @@ from segadapt.config import DataConfig
 from segadapt.data import label_spaces
 from segadapt.data.decoding import image_size, read_raw_ids
 from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace
-from segadapt.errors import InputError
+from segadapt.errors import InputError, UnreadableFileError
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +125,15 @@ def fingerprint(image_set: ImageSet) -> str:
     """SHA-256 over the names and sizes in bytes of all files: whether two results saw the same data."""
     digest = hashlib.sha256()
     for index, label in enumerate(image_set.labels):
-        image_bytes, label_bytes = image_set.file(index).stat().st_size, -1 if label is None else label.stat().st_size
-        digest.update(f"{image_set.image_name(index)}\0{image_bytes}\0{label_bytes}\n".encode())
+        image_bytes, label_bytes = _bytes(image_set.file(index)), -1 if label is None else _bytes(label)
+        line = f"{image_set.image_name(index)}\0{image_bytes}\0{label_bytes}\n"
+        digest.update(line.encode(errors="surrogateescape"))  # names that are not UTF-8
     return digest.hexdigest()
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file; -1 of one that is not there, which is said when it is read."""
+    return path.stat().st_size if path.exists() else -1
 
 
 # ---- from patterns to pairs
@@ -169,7 +175,7 @@ class _Pattern:
         else:
             stem = self._below
         *first, last = (re.escape(part) for part in stem.split("*"))
-        expression = re.compile("([^/]+)".join(first) + "(.+)" + last)
+        expression = re.compile("([^/]+)".join(first) + "(.+)" + last, re.DOTALL)
         found: dict[_Stars, Path] = {}
         for name in _files(self.folder, suffixes):
             if match := expression.fullmatch(name.rpartition(".")[0]):
@@ -188,12 +194,30 @@ class _Pattern:
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """Names below a folder of all files with one of the suffixes, hidden ones left out, sorted."""
     found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            _refuse_loop(folder, Path(parent, name))
         within = Path(parent).relative_to(folder).as_posix()
         before = "" if within == "." else f"{within}/"
         found += [before + name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
     return sorted(found)
+
+
+def _refuse_folder(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return  # a folder that is not there has no files; what that means, the caller knows
+    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable or remove it")
+
+
+def _refuse_loop(top: Path, folder: Path) -> None:
+    """Raises InputError if a folder below `top` is a link to one that holds it, whose files would be found again."""
+    if not folder.is_symlink():
+        return
+    target = folder.resolve()
+    above = [place for place in folder.parents if place == top or place.is_relative_to(top)]
+    if any(place.resolve().is_relative_to(target) for place in above):
+        raise InputError(f"{folder}: is a link to {target}, which holds it; remove the link")
 
 
 def _images(pattern: _Pattern) -> dict[_Stars, Path]:
@@ -264,16 +288,21 @@ def _probe_labels(image_set: ImageSet) -> None:
     With the wrong space nothing would be learned, or, where the ids of two spaces overlap, something else.
     """
     probed = image_set.labels[:: max(1, len(image_set) // _PROBED_LABELS)][:_PROBED_LABELS]
-    pixels = np.zeros(RAW_IDS, np.int64)
+    pixels, unreadable = np.zeros(RAW_IDS, np.int64), []
     for label in probed:
         assert label is not None
-        pixels += np.bincount(read_raw_ids(label).ravel(), minlength=RAW_IDS)
+        try:
+            pixels += np.bincount(read_raw_ids(label).ravel(), minlength=RAW_IDS)
+        except UnreadableFileError as error:  # a training may be told to leave it out
+            unreadable.append(error)
+    if len(unreadable) == len(probed):
+        raise unreadable[0]
     known = image_set.table != IGNORE
     if not pixels[known].any():
         raise InputError(
-            f"{image_set.labels[0]}: none of its ids ({_few(np.flatnonzero(pixels))}) is one of label space "
-            f"{image_set.space.name} ({_few(np.flatnonzero(known))}); set label_space to the one these files were "
-            "written with"
+            f"{image_set.labels[0]}: no id in it and in {len(probed) - 1} other label files "
+            f"({_counted(pixels)}) is one of label space {image_set.space.name} ({_few(np.flatnonzero(known))}); "
+            "set label_space to the one these files were written with"
         )
     pixels[IGNORE] = pixels[IGNORE] if known[IGNORE] else 0  # says 'no class' in every format
     outside = np.where(known, 0, pixels)
@@ -288,6 +317,13 @@ def _probe_labels(image_set: ImageSet) -> None:
             image_set.space.name,
             ", ".join(f"id {raw}: {100 * outside[raw] / pixels.sum():.0f} %" for raw in largest),
         )
+
+
+def _counted(pixels: np.ndarray) -> str:
+    """The ids with most pixels, each with their number."""
+    largest = [raw for raw in np.argsort(-pixels, kind="stable")[:6] if pixels[raw]]
+    others = np.count_nonzero(pixels) - len(largest)
+    return ", ".join(f"id {raw}: {pixels[raw]} pixels" for raw in largest) + (f", {others} more" if others else "")
 
 
 def _few(ids: np.ndarray) -> str:

@@ -159,6 +159,8 @@ def _classifier(
         raise InputError(f"{path} has the branches {found} in {prefix[:-1]}, not 0 to 3")
     _require_shape(state, f"{prefix}0.bias", None, path)
     classes = len(state[f"{prefix}0.bias"])
+    if not classes:
+        raise InputError(f"{path} has a classifier without classes ({prefix}0.bias is empty)")
     for branch in stored:
         _require_shape(state, f"{prefix}{branch}.weight", (classes, channels, 3, 3), path)
         _require_shape(state, f"{prefix}{branch}.bias", (classes,), path)

@@ -48,7 +48,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than plain tensors ({refused.group(1)}), and opening that could run anything; "
             "where you trust it, save its state dict alone with torch.save"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except Exception as error:  # damaged archives and pickles end in whatever the reader stumbles over
         raise InputError(f"{path} is no state dict that torch reads safely ({type(error).__name__})") from None
     state = _unwrapped(content, path)
     # Parallel training prefixes every name; half-precision training may have saved halves.

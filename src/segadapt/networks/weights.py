@@ -9,18 +9,17 @@ what is not safetensors goes through `torch.load(weights_only=True)`. Nothing is
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from segadapt.config import NetworkConfig
+from segadapt.config import Backbone, BatchNorm, NetworkConfig
 from segadapt.data.label_spaces import CITYSCAPES, SYNTHIA13, SYNTHIA16, LabelSpace
 from segadapt.errors import InputError
 from segadapt.networks.deeplab import DeepLab, set_batch_norm
@@ -28,6 +27,7 @@ from segadapt.networks.known_files import KNOWN_FILES, KnownFile, known_file
 from segadapt.networks.layouts import ForeignWeights, recognise
 from segadapt.networks.normalisation import CENTRED_RGB, IMAGENET_RGB, Normalisation
 from segadapt.networks.state_dicts import read_state_dict, require_file
+from segadapt.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +130,9 @@ def save_network(path: str | Path, network: DeepLab, extra: Mapping[str, str] | 
         path: Of the file; an existing one is replaced.
         network: Whose weights, classes, configuration and normalisation are kept.
         extra: Further metadata (where the weights come from, say); the format's own keys win.
+
+    Raises:
+        InputError: The file cannot be written, or the network has weights that are not finite.
     """
     path = Path(path)
     metadata = {
@@ -139,17 +142,17 @@ def save_network(path: str | Path, network: DeepLab, extra: Mapping[str, str] | 
         "network": json.dumps(asdict(network.config)),
         "normalisation": json.dumps(asdict(network.normalisation)),
     }
+    # A network that has broken down must not take the place of one that works.
+    broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path.name} is not written, because weights are no longer finite ({_some(broken)}); "
+            "lower --optimiser.learning_rate"
+        )
     # Contiguous, because a network in channels-last layout has strides that safetensors refuses.
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(save(tensors, metadata))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -170,7 +173,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             "provenance": json.dumps({"weights": weights}),
             "input_size": json.dumps(_FOREIGN_INPUT_SIZE if identity.adapted else None),
         }
-    return _saved_metadata(path)
+    metadata = _saved_metadata(path)
+    _refuse_other_extras(metadata, path)
+    return metadata
 
 
 def _saved_metadata(path: Path) -> dict[str, str]:
@@ -187,6 +192,22 @@ def _saved_metadata(path: Path) -> dict[str, str]:
             f"{path} has format version {metadata['format_version']}; this segadapt reads {FORMAT_VERSION}"
         )
     return metadata
+
+
+def _refuse_other_extras(metadata: Mapping[str, str], path: Path) -> None:
+    """Raises InputError if the provenance and the size that our runs save beside a network are of another kind."""
+    try:
+        provenance, size = json.loads(metadata.get("provenance", "{}")), json.loads(metadata.get("input_size", "null"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its metadata cannot be read ({error})") from None
+    if not isinstance(provenance, dict):
+        raise InputError(f"{path}: its metadata cannot be read (provenance is no JSON object)")
+    if size is not None and not (_is_list(size, (int,), 2) and min(size) > 0):
+        raise InputError(f"{path}: its metadata cannot be read (input_size is not [height, width])")
+
+
+def _is_list(value: Any, kinds: tuple[type, ...], length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(type(entry) in kinds for entry in value)
 
 
 def load_network(
@@ -214,14 +235,29 @@ def load_network(
     metadata = _saved_metadata(path)
     label_space = LabelSpace.from_yaml_text(metadata["label_space"], str(path))
     try:
-        config = NetworkConfig(**json.loads(metadata["network"]))
-        colours = json.loads(metadata["normalisation"])
-        normalisation = Normalisation(tuple(colours["mean"]), tuple(colours["std"]), colours["bgr"])
+        config = _saved_config(json.loads(metadata["network"]))
+        normalisation = _saved_normalisation(json.loads(metadata["normalisation"]))
         network = _empty_network(config, label_space, normalisation)
-    except (ValueError, TypeError, KeyError, InputError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, InputError) as error:
         raise InputError(f"{path}: its metadata cannot be read ({error})") from None
     _load(network, load_file(path), path)
     return network.eval()
+
+
+def _saved_config(options: dict[str, Any]) -> NetworkConfig:
+    config = NetworkConfig(**options)
+    for name, allowed in (("backbone", Backbone), ("aspp_branches", Literal[2, 4]), ("batch_norm", BatchNorm)):
+        if getattr(config, name) not in get_args(allowed):
+            raise InputError(f"{name} is {getattr(config, name)!r}")
+    return config
+
+
+def _saved_normalisation(colours: dict[str, Any]) -> Normalisation:
+    mean, std, bgr = colours["mean"], colours["std"], colours["bgr"]
+    number = (int, float)
+    if not (_is_list(mean, number, 3) and _is_list(std, number, 3) and min(std) > 0 and isinstance(bgr, bool)):
+        raise InputError("normalisation is not three means, three positive deviations and whether blue comes first")
+    return Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), bgr)
 
 
 def _load_foreign(path: Path, label_space: LabelSpace | None, aspp_branches: Literal[2, 4] | None) -> DeepLab:
@@ -355,17 +391,29 @@ def _load(module: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None
     state = counters | state
     missing = [key for key in expected if key not in state]
     extra = [key for key in state if key not in expected]
+    present = [key for key in expected if key in state]
     wrong = [
         f"{key} {tuple(state[key].shape)} (not {tuple(expected[key].shape)})"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
+        for key in present
+        if state[key].shape != expected[key].shape
     ]
+    other_kind = [
+        f"{key} ({state[key].dtype})"
+        for key in present
+        if state[key].is_floating_point() != expected[key].is_floating_point() or state[key].is_complex()
+    ]
+    infinite = [key for key in present if state[key].is_floating_point() and not state[key].float().isfinite().all()]
     for problem, keys in (
         ("lacks", missing),
         ("has unknown keys", extra),
         ("has the wrong shape for", wrong),
+        ("has another kind of numbers in", other_kind),
+        ("has numbers that are not finite in", infinite),
     ):
         if keys:
-            some = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-            raise InputError(f"{path} {problem} {some}")
+            raise InputError(f"{path} {problem} {_some(keys)}")
     module.load_state_dict(state)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

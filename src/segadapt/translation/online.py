@@ -15,6 +15,7 @@ from torch import Tensor
 from segadapt.config import TranslationConfig
 from segadapt.data.decoding import read_image
 from segadapt.data.transforms import resize_image
+from segadapt.errors import UnreadableFileError
 from segadapt.translation.colour import match_histogram, match_lab
 from segadapt.translation.fourier import swap_amplitude
 
@@ -25,11 +26,13 @@ class StyleTransfer:
     Args:
         config: Method and its settings; not 'off'.
         references: Target images.
+        skip_bad: Whether the next reference takes the place of one that cannot be read.
     """
 
-    def __init__(self, config: TranslationConfig, references: Sequence[Path]) -> None:
+    def __init__(self, config: TranslationConfig, references: Sequence[Path], skip_bad: bool = False) -> None:
         self.config = config
         self.references = references
+        self.skip_bad = skip_bad
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
         """`image` in the style of one of the references, or, for `1 - share` of the images, as it is.
@@ -39,10 +42,20 @@ class StyleTransfer:
         """
         if random.random() >= self.config.share:
             return image
-        reference = read_image(self.references[int(random.integers(len(self.references)))])
+        reference = self._read(int(random.integers(len(self.references))))
         reference = resize_image(reference, image.shape[:2])
         translated = translate(_batch(image), _batch(reference), self.config)
         return (translated[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+    def _read(self, first: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The reference at `first`, or the next one that can be read."""
+        for number in range(len(self.references)):
+            try:
+                return read_image(self.references[(first + number) % len(self.references)])
+            except UnreadableFileError:
+                if not self.skip_bad or number == len(self.references) - 1:
+                    raise
+        raise AssertionError  # there is at least one reference
 
 
 def translate(images: Tensor, references: Tensor, config: TranslationConfig) -> Tensor:
