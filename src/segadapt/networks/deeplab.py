@@ -29,6 +29,7 @@ from segadapt.networks.resnet import ResNet
 from segadapt.networks.vgg import VGG16, VGG16AdaptSegNet
 
 ASPP_DILATIONS = (6, 12, 18, 24)
+OUTPUT_STRIDE = 8
 
 
 class SegmentationOutput(NamedTuple):
@@ -112,7 +113,17 @@ class DeepLab(nn.Module):
         set_batch_norm(self, config.batch_norm)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> SegmentationOutput:
-        """Returns features and logits of normalised images."""
+        """Returns features and logits of normalised images.
+
+        Raises:
+            InputError: In training, batch norm would have one value a channel, which has no variance.
+        """
+        batch, _, height, width = images.shape
+        if self.training and self.config.batch_norm != "frozen" and batch == 1 and max(height, width) <= OUTPUT_STRIDE:
+            raise InputError(
+                f"size: {height}x{width} is too small for the batch statistics of a single image; "
+                "use a larger size or crop, more images a batch, or network.batch_norm frozen"
+            )
         # Depthwise convolutions, and all of them on a GPU, are faster in this layout, and it lasts through the network.
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))
         return SegmentationOutput(features, self.classifier(features))
