@@ -196,3 +196,53 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 141)
     assert done.stderr == ""
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").touch()
+    script = subprocess.run(
+        [sys.executable, "-m", "segadapt", "completion", "bash"], capture_output=True, text=True, check=True
+    ).stdout
+
+    def completed(*words: str) -> set[str]:
+        line = " ".join(f"'{word}'" for word in words)
+        ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _segadapt; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True, cwd=tmp_path)
+        return set(done.stdout.split())
+
+    assert {"adapt", "ablate"} == completed("segadapt", "a")
+    assert "--schedule.steps" in completed("segadapt", "adapt", "--schedule.")
+    assert "--schedule.steps" not in completed("segadapt", "weights", "--")
+    assert {"fit"} == completed("segadapt", "translate", "f") & {"fit", "apply"}
+    assert "--filters" in completed("segadapt", "translate fit", "--fil")
+    assert completed("segadapt", "adapt", "--config", "a.y") == set(), "files are left to bash"
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert ("bashcompinit" in script) == (shell == "zsh")
+    assert "schedule.steps" in script
+
+
+def test_help_has_an_example_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    from segadapt.cli import command_parser
+    from segadapt.commands import COMMANDS
+
+    for name in COMMANDS:
+        module, parser = command_parser(name)
+        text = " ".join(parser.format_help().split())
+        assert module.EXAMPLE.split("--")[0].strip() in text.replace("- ", "-"), name
+        assert module.EXAMPLE.startswith(("segadapt ", 'eval "$(segadapt ')), name
+    assert "(type: float, default: 0.01)" in " ".join(command_parser("adapt")[1].format_help().split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"]])
+def test_the_overview(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from segadapt.commands import COMMANDS
+
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("segadapt 0" if arguments == ["--version"] else "usage: segadapt COMMAND")
+    assert arguments == ["--version"] or all(f"  {name}" in shown for name in COMMANDS)

@@ -16,5 +16,6 @@ COMMANDS = {
     "predict": "Label images, folders and videos with a model.",
     "recalibrate": "Re-estimate a model's batch-norm statistics on unlabelled images (AdaBN).",
     "export": "Write a model as ONNX or torch.export program, checked against the model itself.",
+    "completion": "Print a script that lets the Tab key of a shell know commands and options.",
     "weights": "List the public files of weights, or say what given files are. Nothing is downloaded.",
 }
