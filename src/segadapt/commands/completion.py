@@ -20,6 +20,7 @@ _segadapt() {
 }
 complete -o default -F _segadapt segadapt
 """
+_CASE = '        "%s "*) COMPREPLY=($(compgen -W "%s" -- "$word")) ;;'
 
 
 def add_options(command: ArgumentParser) -> None:
@@ -45,12 +46,13 @@ def options_of(name: str) -> list[str]:
 
 def bash(known: dict[str, list[str]], shell: str) -> str:
     """For bash, and for zsh by its own way to read such scripts."""
-    cases = "\n".join(
-        f'        "{name} "*) COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word")) ;;'
-        for name, words in known.items()
-    )
+    second: dict[str, list[str]] = {}  # 'translate' alone is followed by 'fit' or 'apply'
+    for first, *rest in (name.split() for name in COMMANDS):
+        if rest:
+            second.setdefault(first, []).extend(rest)
+    cases = "\n".join(_CASE % (name, " ".join(words)) for name, words in {**known, **second}.items())
     head = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
-    return head + _BASH % (cases, " ".join(sorted({word for name in known for word in name.split()})))
+    return head + _BASH % (cases, " ".join(sorted({name.split()[0] for name in known})))
 
 
 def fish(known: dict[str, list[str]]) -> str:
