@@ -156,7 +156,7 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_every_shipped_configuration_is_accepted() -> None:
-    from segadapt.cli import command_parser
+    from segadapt.commands.options import command_parser
 
     configs = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
     assert {"demo.yaml", "smoke.yaml", "synstreet_to_camvid.yaml"} <= {path.name for path in configs}
@@ -227,8 +227,8 @@ def test_other_shells_have_a_script(shell: str, capsys: pytest.CaptureFixture[st
 
 
 def test_help_has_an_example_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    from segadapt.cli import command_parser
     from segadapt.commands import COMMANDS
+    from segadapt.commands.options import command_parser
 
     for name in COMMANDS:
         module, parser = command_parser(name)

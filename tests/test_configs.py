@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segadapt.cli import command_parser, main
-from segadapt.commands.options import experiment_of
+from segadapt.cli import main
+from segadapt.commands.options import command_parser, experiment_of
 from segadapt.commands.train import TRAIN_ROWS
 from segadapt.config import ClassifierAgreement, Experiment, MatchingConfig, NetworkConfig
 from segadapt.data.label_spaces import CITYSCAPES, SYNTHIA16

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segadapt.cli import command_parser, main
+from segadapt.cli import main
 from segadapt.commands import COMMANDS
+from segadapt.commands.options import command_parser
 from streets import ROOT
 from test_configs import make_formats
 

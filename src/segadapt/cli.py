@@ -10,15 +10,14 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import segadapt
 from segadapt.commands import COMMANDS
+from segadapt.commands.options import command_parser
 from segadapt.errors import InputError, Stopped
 from segadapt.yaml_text import read_yaml
 
@@ -83,19 +82,6 @@ def overview() -> str:
             "segadapt COMMAND --help lists a command's options; segadapt --version says the version.",
         ]
     )
-
-
-def command_parser(name: str) -> tuple[ModuleType, ArgumentParser]:
-    """A command's module, and a parser of its options alone: those of all commands would take too long to build."""
-    module = import_module(f"segadapt.commands.{re.sub('[- ]', '_', name)}")
-    parser = ArgumentParser(
-        prog=f"segadapt {name}",
-        description=f"{COMMANDS[name]} Example: {module.EXAMPLE}",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    module.add_options(parser)
-    return module, parser
 
 
 def refuse_wrong_config_files(arguments: list[str], command: ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from segadapt.commands import COMMANDS
+from segadapt.commands.options import command_parser
 
 EXAMPLE = 'eval "$(segadapt completion bash)"'
 
@@ -39,8 +40,6 @@ def run(options: Namespace) -> int:
 
 def options_of(name: str) -> list[str]:
     """The options of a command, as its help lists them."""
-    from segadapt.cli import command_parser
-
     return sorted(set(re.findall(r"(?<![\w-])--[\w.]+", command_parser(name)[1].format_help())))
 
 

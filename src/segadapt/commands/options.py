@@ -1,12 +1,16 @@
 """Options that several commands have, and what becomes of them: the experiment, the device, the terminal."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from segadapt.commands import COMMANDS
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 
@@ -18,6 +22,19 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 ROWS = ("source_only", "adabn", "adversarial", "sim", "sim_ssl", "target_only")
+
+
+def command_parser(name: str) -> tuple[ModuleType, ArgumentParser]:
+    """A command's module, and a parser of its options alone: those of all commands would take too long to build."""
+    module = import_module(f"segadapt.commands.{re.sub('[- ]', '_', name)}")
+    parser = ArgumentParser(
+        prog=f"segadapt {name}",
+        description=f"{COMMANDS[name]} Example: {module.EXAMPLE}",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    module.add_options(parser)
+    return module, parser
 
 
 def add_experiment(command: ArgumentParser) -> None:
