@@ -1,6 +1,10 @@
 """metrics.jsonl: one line a step, none twice after a crash; and the terminal's plain lines."""
 
 import json
+import os
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,6 +64,40 @@ def test_where_output_is_no_terminal_progress_is_a_plain_line(capsys: pytest.Cap
     output = capsys.readouterr()
     assert output.err == "step 1: 20/150\nleft out: fence\n"
     assert output.out == ""
+
+
+def test_a_long_work_says_how_far_it_is_in_lines_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal(seconds=0.0) as terminal:
+        terminal.start_progress("step 1", 150, 20)
+        terminal.advance("loss 0.5")
+    line = capsys.readouterr().err.splitlines()[1]
+    assert re.fullmatch(r"step 1: 21/150, [\d.]+/s, [\d:]+ left loss 0\.5", line), line
+
+
+def test_names_in_brackets_and_long_lines_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal() as terminal:
+        terminal.say("left out: a[red]b.png " + 30 * "very long ")
+    assert capsys.readouterr().err == "left out: a[red]b.png " + 30 * "very long " + "\n"
+
+
+@pytest.mark.parametrize("settings", [{"TERM": "xterm"}, {"TERM": "xterm", "NO_COLOR": "1"}])
+def test_a_terminal_gets_a_bar_with_rate_and_time_and_its_colours_can_be_off(settings: dict[str, str]) -> None:
+    """Run behind a pseudo-terminal, which `script` makes."""
+    program = (
+        "import time; from segadapt.adaptation.run_log import Terminal\n"
+        "with Terminal() as t:\n"
+        "    t.start_progress('step 1', 4)\n"
+        "    for _ in range(4): time.sleep(0.3); t.advance('loss 0.5')\n"
+    )
+    command = shlex.join([sys.executable, "-c", program])
+    shown = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, env=os.environ | settings, check=True
+    ).stdout
+    assert "4/4" in shown
+    assert re.search(r"[\d.]+/s", shown)
+    assert re.search(r"0:00:0\d", shown)
+    colours = [code for code in re.findall(r"\x1b\[([\d;]*)m", shown) if re.search(r"\b[349]\d\b|38;", code)]
+    assert bool(colours) == ("NO_COLOR" not in settings)
 
 
 @pytest.mark.parametrize("program", ["/venv/bin/segadapt", "/venv/lib/segadapt/__main__.py"])

@@ -8,6 +8,8 @@ import math
 import os
 import shlex
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,10 +19,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from segadapt.whole_file import whole_file
 
@@ -31,15 +36,18 @@ except ImportError:  # the extra [tensorboard] is not installed
 
 
 class Terminal:
-    """Messages and progress on standard error; plain lines where that is no terminal.
+    """Messages and progress on standard error; where that is no terminal, plain lines, one every half minute.
 
     Args:
         quiet: Whether nothing is shown at all.
+        seconds: Between the plain lines.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, seconds: float = 30.0) -> None:
         self.console = Console(stderr=True, quiet=quiet)
+        self.seconds = seconds
         self.bar: Progress | None = None
+        self.plain: PlainProgress | None = None
 
     def __enter__(self) -> "Terminal":
         return self
@@ -51,18 +59,20 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def start_progress(self, title: str, total: int, done: int = 0) -> None:
         """Begin a new bar, or a plain heading where output is not a terminal."""
         self.finish_progress()
         if self.console.quiet or not sys.stderr.isatty():
             self.say(f"{title}: {done}/{total}")
+            self.plain = PlainProgress(title, total, done)
             return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -75,12 +85,45 @@ class Terminal:
         """One unit of work done; `note` is shown beside the bar."""
         if self.bar:
             self.bar.update(self.bar.task_ids[0], advance=1, note=note)
+        elif self.plain:
+            self.plain.done += 1
+            if time.monotonic() - self.plain.said >= self.seconds:
+                self.plain.said = time.monotonic()
+                self.say(f"{self.plain.line()} {note}".rstrip())
 
     def finish_progress(self) -> None:
         """Close the current bar."""
         if self.bar:
             self.bar.stop()
-            self.bar = None
+        self.bar = self.plain = None
+
+
+class PlainProgress:
+    """What a bar knows, for those who read lines.
+
+    Args:
+        title: Of the work.
+        total: Units of it.
+        done: Units that an earlier call did.
+    """
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self.title, self.total, self.done, self.first = title, total, done, done
+        self.began = self.said = time.monotonic()
+
+    def line(self) -> str:
+        """How far the work is, how fast it goes and how long it still takes."""
+        rate = (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
+        left = timedelta(seconds=round((self.total - self.done) / max(rate, 1e-9)))
+        return f"{self.title}: {self.done}/{self.total}, {rate:.1f}/s, {left} left"
+
+
+class RateColumn(ProgressColumn):
+    """Units a second of the last while."""
+
+    def render(self, task: Task) -> Text:
+        """Of a task; nothing before it is known."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 class Metrics:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.procedure import adapt, row_of, run_training, warm_up
+from segadapt.adaptation.procedure import adapt, find_domain, row_of, run_training, warm_up
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 from segadapt.output.curves import save_curves
@@ -102,6 +102,8 @@ def folder_of(run_dir: Path, name: str, seed: int, rows: Sequence[str]) -> Path:
 def refuse_no_test(experiment: Experiment) -> None:
     """Raises InputError where a table would have nothing to show."""
     if not experiment.test.root:
+        find_domain("source", experiment.source, labelled=True)  # what is wrong there is said first
+        find_domain("target", experiment.target, labelled=False)
         raise InputError("test.root: is empty; a table needs labelled images of the target to score on")
 
 
