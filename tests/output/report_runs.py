@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from segadapt.adaptation.procedure import config_text, row_of
+from segadapt.adaptation.procedure import row_of
+from segadapt.adaptation.run_folder import config_text
 from segadapt.config import DataConfig, Experiment, LossConfig, ScheduleConfig
 
 CLASSES = ("road", "wall", "car")

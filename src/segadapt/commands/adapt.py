@@ -53,7 +53,7 @@ def resumed(options: Namespace) -> tuple[Experiment, Path]:
     Raises:
         InputError: it is no run folder of `adapt`, or another experiment was given beside it.
     """
-    from segadapt.adaptation.procedure import EXPERIMENT_FILE, read_left
+    from segadapt.adaptation.run_folder import EXPERIMENT_FILE, read_left
 
     run_dir = Path(options.resume)
     kept = run_dir / EXPERIMENT_FILE

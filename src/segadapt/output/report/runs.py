@@ -15,12 +15,11 @@ from typing import Any
 
 import yaml
 
-from segadapt.adaptation.procedure import CONFIG_FILE, RESULT_FILE
+from segadapt.adaptation.run_folder import CONFIG_FILE, MODEL_FILE, RESULT_FILE
 from segadapt.adaptation.run_log import lines_until
 from segadapt.errors import InputError
 from segadapt.output.ablation import TITLES
 
-MODEL_FILE = "model.safetensors"
 ADAPTED = ("sim_ssl", "sim", "adversarial", "adabn")  # the most complete first
 
 

@@ -1,0 +1,122 @@
+"""The files of a run folder, apart from weights and checkpoints: what was asked for, what came of it.
+
+In: an experiment, evaluations. Out: `config.yaml`, which says whose folder it is, and the content of `result.json`.
+"""
+
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import segadapt
+from segadapt.config import Experiment
+from segadapt.data.label_spaces import LabelSpace
+from segadapt.data.loading import fingerprint
+from segadapt.data.readers import ImageSet
+from segadapt.errors import InputError
+from segadapt.evaluation.evaluate import Evaluation
+from segadapt.yaml_text import read_yaml
+
+CONFIG_FILE, RESULT_FILE, EXPERIMENT_FILE = "config.yaml", "result.json", "experiment.yaml"
+MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+
+
+def result_of(evaluations: list[tuple[int, Evaluation]], last_k: int) -> dict[str, Any]:
+    """Scores of the last model, beside the mean of the last k and the best, which was chosen on labels.
+
+    Without test images "miou" is null.
+    """
+    if not evaluations:
+        return {"miou": None, "iou": {}, "subsets": {}, "images": 0}
+    last_step, last = evaluations[-1]
+    best_step, best = max(evaluations, key=lambda pair: pair[1].miou)
+    return {
+        **last.as_json(),
+        "step": last_step,
+        "mean_last_k": {
+            "k": len(evaluations[-last_k:]),
+            "miou": statistics.fmean(e.miou for _, e in evaluations[-last_k:]),
+        },
+        "best": {"miou": best.miou, "step": best_step, "chosen_on": "test labels"},
+    }
+
+
+def provenance_of(
+    experiment: Experiment, space: LabelSpace, sets: dict[str, ImageSet], start: Path | None
+) -> dict[str, Any]:
+    """What a score depends on besides the configuration."""
+    initial = f"{start.parent.name}/{start.name}" if start else experiment.network.weights
+    return {
+        "seed": experiment.seed,
+        "classes": list(space.names),
+        "initial_weights": f"{experiment.network.backbone}: {initial}",
+        "versions": {
+            "segadapt": segadapt.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "data": {
+            name: {"name": images.name, "images": len(images), "fingerprint": fingerprint(images)}
+            for name, images in sets.items()
+        },
+    }
+
+
+def finished_result(run_dir: Path, experiment: Experiment) -> dict[str, Any] | None:
+    """What the result.json of a finished run says; None where `run_dir` is new or its run is not finished.
+
+    Raises:
+        InputError: `run_dir` holds another experiment.
+    """
+    config, result = run_dir / CONFIG_FILE, run_dir / RESULT_FILE
+    if config.exists() and config.read_bytes() != config_text(experiment).encode():
+        there, now = read_left(config, read_yaml), plain(asdict(experiment))
+        raise InputError(
+            f"{run_dir} holds a run with another configuration ({differences(there, now)}); choose another --run_dir"
+        )
+    return read_left(result, json.loads) if result.exists() else None
+
+
+def read_left(path: Path, read: Callable[[str], Any]) -> dict[str, Any]:
+    """What a run left in a file of its folder.
+
+    Raises:
+        InputError: it was changed since.
+    """
+    try:
+        content = read(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, InputError) as error:
+        raise InputError(f"{path}: damaged ({error}); choose another folder, or delete it to begin anew") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged (it holds no names with values); choose another folder, or delete it")
+    return content
+
+
+def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
+    """The keys in which two configurations differ, with both values."""
+    said = []
+    for key in {**there, **now}:
+        a, b = there.get(key, "no such key"), now.get(key, "no such key")
+        if isinstance(a, dict) and isinstance(b, dict):
+            said.append(differences(a, b, f"{prefix}{key}."))
+        elif a != b:
+            said.append(f"{prefix}{key}: {a} there, {b} now")
+    return "; ".join(text for text in said if text)
+
+
+def config_text(experiment: Experiment) -> str:
+    """The content of config.yaml."""
+    return yaml.safe_dump(plain(asdict(experiment)), sort_keys=False)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, so that the configuration is ordinary YAML."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
