@@ -3,8 +3,8 @@
     python benchmarks/kill_and_resume.py --kills 50
 
 Runs `segadapt adapt` (configs/smoke.yaml with few images, a checkpoint every other step) once undisturbed. Then again,
-killed by SIGKILL after a random time, continued by `--resume`, killed again, and so on until the kills are used up and
-it may end. Compared are all parameters, banks, optimisers, metrics, pseudo-labels and scores; everything must be equal
+killed by SIGKILL after a random time, continued by `--resume`, killed again, and so on until it ends; and again, until
+the kills are used up. Compared are all parameters, banks, optimisers, metrics, pseudo-labels and scores; everything must be equal
 bit by bit but for times and memory. Exits with 1 where something differs.
 """
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from safetensors.torch import load_file
 from segadapt.adaptation.checkpoints import load_state, newest_whole
 
 ROOT = Path(__file__).parent.parent
+IMAGES = 40  # of each part
 MEASURED = ("images_per_second", "memory_mib", "seconds", "command")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -33,47 +35,47 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=30, help="of each of the two trainings")
+    parser.add_argument("--steps", type=int, default=40, help="of each of the two trainings of a run")
     parser.add_argument("--longest", type=float, default=15, help="seconds that a call lives at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        data, alone, killed = (Path(folder) / name for name in ("data", "alone", "killed"))
+        data, alone = Path(folder) / "data", Path(folder) / "alone"
         link_data(data)
         started = time.monotonic()
         subprocess.run(begin(data, alone, options.steps), env=ENVIRONMENT, check=True, capture_output=True)
-        whole_seconds = time.monotonic() - started
-        where: dict[str, int] = {}
-        for number in range(options.kills):
-            first = not (killed / "experiment.yaml").exists()
-            command = begin(data, killed, options.steps) if first else resume(killed)
+        print(f"an undisturbed run took {time.monotonic() - started:.0f} s", flush=True)
+        where: Counter[str] = Counter()
+        found: list[str] = []
+        runs = 0
+        while where.total() < options.kills:
+            killed = Path(folder) / f"killed{runs}"
+            runs += 1
             # a call needs a few seconds to start: most moments lie in what it does then
-            if kill_after(command, moments.uniform(0.1, options.longest)):
-                print(f"it ended before kill {number + 1}; use more --steps")
-                break
-            place = stage(killed)
-            where[place] = where.get(place, 0) + 1
-            print(f"kill {number + 1}: {place}, {steps_of(killed)}", flush=True)
-        done = subprocess.run(resume(killed), env=ENVIRONMENT, check=False, capture_output=True, text=True)
-        if done.returncode:
-            print(done.stderr)
-            return 1
-        found = differences(alone, killed)
-        print(f"{sum(where.values())} kills ({where}); an undisturbed run took {whole_seconds:.0f} s")
-        print(
-            "\n".join(found) if found else "parameters, banks, optimisers, metrics, pseudo-labels and scores are equal"
-        )
+            while where.total() < options.kills:
+                command = (
+                    resume(killed) if (killed / "experiment.yaml").exists() else begin(data, killed, options.steps)
+                )
+                if kill_after(command, moments.uniform(0.1, options.longest)):
+                    break
+                where[stage(killed)] += 1
+                print(f"kill {where.total()}: run {runs}, {stage(killed)}, {steps_of(killed)}", flush=True)
+            command = resume(killed) if (killed / "experiment.yaml").exists() else begin(data, killed, options.steps)
+            subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+            found += [f"run {runs}: {name}" for name in differences(alone, killed)]
+        print(f"{where.total()} kills of {runs} runs: {dict(where)}")
+        print("\n".join(found or ["parameters, banks, optimisers, metrics, pseudo-labels and scores are equal"]))
         return 1 if found else 0
 
 
 def link_data(folder: Path) -> None:
-    """The bundled pair with a dozen images of each part."""
+    """The bundled pair with some of the images."""
     source = ROOT / "data" / "streets"
     for part in ("clear/train", "adverse/train", "adverse/val"):
         for kind in ("images", "labels"):
             (folder / part / kind).mkdir(parents=True)
-            for file in sorted((source / part / kind).iterdir())[:12]:
+            for file in sorted((source / part / kind).iterdir())[:IMAGES]:
                 (folder / part / kind / file.name).symlink_to(file)
     (folder / "label_space.yaml").symlink_to(source / "label_space.yaml")
 
