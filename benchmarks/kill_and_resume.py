@@ -4,8 +4,8 @@
 
 Runs `segadapt adapt` (configs/smoke.yaml with few images, a checkpoint every other step) once undisturbed. Then again,
 killed by SIGKILL after a random time, continued by `--resume`, killed again, and so on until it ends; and again, until
-the kills are used up. Compared are all parameters, banks, optimisers, metrics, pseudo-labels and scores; everything must be equal
-bit by bit but for times and memory. Exits with 1 where something differs.
+the kills are used up. Compared are all parameters, banks, optimisers, metrics, pseudo-labels and scores; everything
+must be equal bit by bit but for times and memory. Exits with 1 where something differs.
 """
 
 import argparse
@@ -54,15 +54,11 @@ def main() -> int:
             runs += 1
             # a call needs a few seconds to start: most moments lie in what it does then
             while where.total() < options.kills:
-                command = (
-                    resume(killed) if (killed / "experiment.yaml").exists() else begin(data, killed, options.steps)
-                )
-                if kill_after(command, moments.uniform(0.1, options.longest)):
+                if kill_after(go_on(data, killed, options.steps), moments.uniform(0.1, options.longest)):
                     break
                 where[stage(killed)] += 1
                 print(f"kill {where.total()}: run {runs}, {stage(killed)}, {steps_of(killed)}", flush=True)
-            command = resume(killed) if (killed / "experiment.yaml").exists() else begin(data, killed, options.steps)
-            subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+            subprocess.run(go_on(data, killed, options.steps), env=ENVIRONMENT, check=True, capture_output=True)
             found += [f"run {runs}: {name}" for name in differences(alone, killed)]
         print(f"{where.total()} kills of {runs} runs: {dict(where)}")
         print("\n".join(found or ["parameters, banks, optimisers, metrics, pseudo-labels and scores are equal"]))
@@ -91,8 +87,10 @@ def begin(data: Path, run_dir: Path, steps: int) -> list[str]:
     ]
 
 
-def resume(run_dir: Path) -> list[str]:
-    """The command that continues it."""
+def go_on(data: Path, run_dir: Path, steps: int) -> list[str]:
+    """The command that continues it, or begins it where it was killed before it had begun."""
+    if not (run_dir / "experiment.yaml").exists():
+        return begin(data, run_dir, steps)
     return [sys.executable, "-m", "segadapt", "adapt", f"--resume={run_dir}", "--device=cpu"]
 
 
