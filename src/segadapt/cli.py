@@ -11,7 +11,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -114,8 +115,16 @@ def refuse_wrong_config_files(arguments: list[str], command: ArgumentParser) -> 
 
 def refuse_null(key: str, value: Any, command: ArgumentParser) -> None:
     """Raises InputError for a null where it stands for nothing: the parser lets it pass for every type."""
-    if value is None and command.get_default(key) is not None:
+    if value is None and not may_be_null(key, command):
         raise InputError(f"{key}: null is not possible; give a value, or leave the key out")
+
+
+def may_be_null(key: str, command: ArgumentParser) -> bool:
+    """Whether null is the default of an option, or one of the types it is declared with (crop: a size, or none)."""
+    if command.get_default(key) is None:
+        return True
+    declared = next((getattr(action, "_typehint", None) for action in command._actions if action.dest == key), None)
+    return NoneType in get_args(declared)
 
 
 def dotted(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

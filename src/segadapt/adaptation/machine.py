@@ -41,7 +41,8 @@ class StopSignals:
     def receive(self, signum: int, _frame: FrameType | None) -> None:
         """The handler."""
         self.received = signum
-        signal.signal(signum, self.before[signum])
+        # not what it did before: a shell that starts a program in the background has SIGINT ignored
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
