@@ -4,6 +4,7 @@ In: tensors or values of this process. Out: those of all processes together. Wit
 and torch.distributed is not touched.
 """
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,4 +106,6 @@ def join(processes: Processes) -> None:
 def leave(processes: Processes) -> None:
     """Disconnect, at the end of a command."""
     if processes.count > 1 and dist.is_initialized():
+        processes.wait()
+        gc.collect()  # networks that still held the group would keep its threads to the end, where they abort
         dist.destroy_process_group()

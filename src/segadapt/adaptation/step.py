@@ -63,9 +63,7 @@ class TrainState:
         """The network, whose gradients are averaged over the processes if there are several."""
         if self.processes.count == 1:
             return network
-        # running statistics are rank 0's everywhere; frozen ones need not be sent
-        moves = not isinstance(network, DeepLab) or network.config.batch_norm != "frozen"
-        return DistributedDataParallel(network, broadcast_buffers=moves)
+        return DistributedDataParallel(network)  # which also makes running statistics rank 0's everywhere
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, banks with ring positions, optimisers, the step counter and the seconds spent."""
