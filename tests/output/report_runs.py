@@ -1,6 +1,7 @@
 """Run folders for tests of the report, written by hand: what they hold is known to the last digit."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def run_folder(
     experiment = Experiment(
         source=source, target=target, loss=LossConfig(), schedule=ScheduleConfig(steps=40), seed=seed
     )
-    config = yaml.safe_load(config_text(row_of(experiment, row)))
+    config = yaml.safe_load(config_text(asdict(row_of(experiment, row))))
     if row == "target_only":
         config["source"] = config["target"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

@@ -7,7 +7,6 @@ the source image's name alone, so several processes, or a call that continues, w
 
 import json
 import os
-import platform
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +20,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-import segadapt
 from segadapt.adaptation.checkpoints import digest_of
 from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.run_folder import versions
 from segadapt.config import FolderTranslation, TranslationConfig
 from segadapt.data.decoding import read_image
 from segadapt.data.readers import ImageSet, fingerprint
@@ -156,11 +155,7 @@ def _made_by(
         "source": str(source.root),
         "target": str(target.root) if target else None,
         "model": options.model or None,
-        "versions": {
-            "segadapt": segadapt.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 

@@ -7,10 +7,11 @@ or has rotted is found out before it is read. `model.safetensors`, which stands 
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from segadapt.adaptation.machine import Machine
 from segadapt.errors import InputError
 from segadapt.whole_file import sync_folder, whole_file
 
@@ -73,3 +74,31 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds {type(state).__name__}, no training state; delete it")
     return state
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A training's state, as far as a checkpoint knows it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what its `state_dict` returned."""
+
+
+def restore(state: Resumable, run_dir: Path, machine: Machine) -> None:
+    """Bring `state` to the newest whole checkpoint of `run_dir`, if there is one; rank 0 says which.
+
+    Raises:
+        InputError: the checkpoint is of another training.
+    """
+    path, damaged = machine.processes.share(newest_whole(run_dir) if machine.processes.is_first else (None, []))
+    for other in damaged:
+        back_to = f"continuing from {path.name}, the one before" if path else "starting this training again"
+        machine.terminal.say(f"{other}: damaged, its content is not what was written; {back_to}")
+    if path:
+        try:
+            state.load_state_dict(load_state(path, machine.device))
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: not the state of this network ({error}); it is of another version of segadapt, or was "
+                "changed: choose another --run_dir"
+            ) from None

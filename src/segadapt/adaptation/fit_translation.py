@@ -7,7 +7,6 @@ whose run was stopped, it continues.
 
 import json
 import math
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -16,16 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-import segadapt
-from segadapt.adaptation.checkpoints import digest_of, load_state, newest_whole, save_state
+from segadapt.adaptation.checkpoints import digest_of, restore, save_state
 from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.run_folder import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    config_text,
+    data_of,
+    finished_result,
+    versions,
+)
 from segadapt.adaptation.run_log import Metrics, command_line
 from segadapt.adaptation.trainer import memory_mib
 from segadapt.config import AugmentationConfig, CycleGanConfig, DataConfig
-from segadapt.data.loading import evaluation_batches, fingerprint, training_batches
+from segadapt.data.loading import evaluation_batches, training_batches
 from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.errors import InputError, NonFiniteLossError, Stopped
 from segadapt.networks.deeplab import DeepLab
@@ -34,7 +39,7 @@ from segadapt.translation.cyclegan import Generator, generate, save_generator
 from segadapt.translation.cyclegan_step import CycleGanState, cyclegan_step, new_state, semantic_loss
 from segadapt.whole_file import whole_file
 
-CONFIG_FILE, RESULT_FILE, GENERATOR_FILE = "config.yaml", "result.json", "generator.safetensors"
+GENERATOR_FILE = "generator.safetensors"
 DRIFT_IMAGES = 50  # of the source, spread over the set, that the label drift in result.json is measured on
 _SOURCE, _TARGET = 0, 1  # the two streams draw from different seeds
 
@@ -73,30 +78,23 @@ def fit_translation(
     if seed < 0:
         raise InputError(f"seed: {seed} is negative; use 0 or more")
     segmenter = load_network(config.segmenter) if config.segmenter else None
-    text = _config_text(config, source, target, seed)
-    finished = processes.share(_finished_result(run_dir, text))
+    configuration = _configuration(config, source, target, seed)
+    finished = processes.share(finished_result(run_dir, configuration))
     if finished:
         return finished
     state = new_state(config, segmenter, seed, machine.device, processes)
-    _restore(state, run_dir, machine)
+    restore(state, run_dir, machine)
     streams = _streams(config, source, target, state)
     provenance = {
         "seed": seed,
         "segmenter": digest_of(Path(config.segmenter)) if config.segmenter else None,
-        "versions": {
-            "segadapt": segadapt.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "data": {
-            name: {"name": images.name, "images": len(images), "fingerprint": fingerprint(images)}
-            for name, images in (("source", source), ("target", target))
-        },
+        "versions": versions(),
+        "data": data_of({"source": source, "target": target}),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     if processes.is_first:
         with whole_file(run_dir / CONFIG_FILE) as file:
-            file.write(text.encode())
+            file.write(config_text(configuration).encode())
     with Metrics(run_dir, state.step, processes.is_first) as metrics:
         losses = _train(state, streams, run_dir, metrics, machine)
     result = {**losses, "step": state.step, **provenance, "command": command_line(), "seconds": state.seconds}
@@ -198,26 +196,6 @@ def _refuse_non_finite(report: dict[str, Tensor], step: int) -> None:
             )
 
 
-def _restore(state: CycleGanState, run_dir: Path, machine: Machine) -> None:
-    """Bring `state` to the newest whole checkpoint of `run_dir`, if there is one; rank 0 says which."""
-    path, damaged = machine.processes.share(newest_whole(run_dir) if machine.processes.is_first else (None, []))
-    for other in damaged:
-        machine.terminal.say(f"{other}: damaged, its content is not what was written; continuing without it")
-    if path:
-        try:
-            state.load_state_dict(load_state(path, machine.device))
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: not the state of this training ({error}); choose another --run_dir") from None
-
-
-def _config_text(config: CycleGanConfig, source: ImageSet, target: ImageSet, seed: int) -> str:
-    """The content of config.yaml."""
-    content = {"source": str(source.root), "target": str(target.root), "seed": seed, **asdict(config)}
-    return yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
-
-
-def _finished_result(run_dir: Path, text: str) -> dict[str, Any] | None:
-    config, result = run_dir / CONFIG_FILE, run_dir / RESULT_FILE
-    if config.exists() and config.read_text() != text:
-        raise InputError(f"{run_dir} holds a run with another configuration (config.yaml); choose another --run_dir")
-    return json.loads(result.read_text()) if result.exists() else None
+def _configuration(config: CycleGanConfig, source: ImageSet, target: ImageSet, seed: int) -> dict[str, Any]:
+    """What decides the run."""
+    return {"source": str(source.root), "target": str(target.root), "seed": seed, **asdict(config)}

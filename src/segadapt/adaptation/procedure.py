@@ -8,7 +8,7 @@ stopped, each function here continues it; with several processes all of them cal
 
 import json
 from collections.abc import Callable, Container, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from segadapt.adaptation.apply_translation import apply_translation
-from segadapt.adaptation.checkpoints import digest_of, load_state, newest_whole
+from segadapt.adaptation.checkpoints import digest_of, restore
 from segadapt.adaptation.fit_translation import GENERATOR_FILE, fit_translation
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.pseudo_labels import THRESHOLDS_FILE, LabellingReport, label_images
@@ -34,7 +34,7 @@ from segadapt.adaptation.run_folder import (
     result_of,
 )
 from segadapt.adaptation.run_log import Metrics, command_line
-from segadapt.adaptation.step import TrainState, adapts_to_target
+from segadapt.adaptation.step import adapts_to_target
 from segadapt.adaptation.trainer import new_state, train
 from segadapt.config import (
     DataConfig,
@@ -150,8 +150,8 @@ def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path |
     step1_experiment, step2_experiment = row_of(experiment, "sim"), step2_of(experiment)
     options = experiment.pseudo_labels
     # both are asked first, so that the folder of another experiment costs no step 1
-    finished_result(step1_dir, step1_experiment)
-    finished = finished_result(run_dir, step2_experiment)
+    finished_result(step1_dir, asdict(step1_experiment))
+    finished = finished_result(run_dir, asdict(step2_experiment))
     if finished:
         return finished
     keep_experiment(experiment, run_dir, machine.processes, start)
@@ -212,7 +212,7 @@ def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes,
             build_network(experiment.network, space, experiment.seed)  # weights that do not fit are found out here
         run_dir.mkdir(parents=True, exist_ok=True)
         with whole_file(run_dir / EXPERIMENT_FILE) as file:
-            file.write(config_text(experiment).encode())
+            file.write(config_text(asdict(experiment)).encode())
 
 
 def run_training(
@@ -246,7 +246,7 @@ def run_training(
         Stopped: a signal asked to leave; the same call continues.
     """
     processes, terminal = machine.processes, machine.terminal
-    finished = processes.share(finished_result(run_dir, experiment))
+    finished = processes.share(finished_result(run_dir, asdict(experiment)))
     if finished:
         return finished
     schedule = experiment.schedule
@@ -331,7 +331,7 @@ def run_training(
     run_dir.mkdir(parents=True, exist_ok=True)
     if processes.is_first:
         with whole_file(run_dir / CONFIG_FILE) as file:
-            file.write(config_text(experiment).encode())
+            file.write(config_text(asdict(experiment)).encode())
     with Metrics(run_dir, state.step, processes.is_first) as metrics:
         for domain, index, _ in (line["bad_image"] for line in metrics.earlier if "bad_image" in line):
             bad[domain][index] = 1
@@ -351,26 +351,6 @@ def run_training(
         with whole_file(run_dir / RESULT_FILE) as file:
             file.write(json.dumps(result, indent=1).encode())
     return processes.share(result)
-
-
-def restore(state: TrainState, run_dir: Path, machine: Machine) -> None:
-    """Bring `state` to the newest whole checkpoint of `run_dir`, if there is one; rank 0 says which.
-
-    Raises:
-        InputError: the checkpoint is of another network.
-    """
-    path, damaged = machine.processes.share(newest_whole(run_dir) if machine.processes.is_first else (None, []))
-    for other in damaged:
-        back_to = f"continuing from {path.name}, the one before" if path else "starting this training again"
-        machine.terminal.say(f"{other}: damaged, its content is not what was written; {back_to}")
-    if path:
-        try:
-            state.load_state_dict(load_state(path, machine.device))
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{path}: not the state of this network ({error}); it is of another version of segadapt, or was "
-                "changed: choose another --run_dir"
-            ) from None
 
 
 def stoppable(batches: Iterator[EvaluationBatch], images: int, machine: Machine) -> Iterator[EvaluationBatch]:

@@ -7,7 +7,6 @@ import json
 import platform
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +55,37 @@ def provenance_of(
         "seed": experiment.seed,
         "classes": list(space.names),
         "initial_weights": f"{experiment.network.backbone}: {initial}",
-        "versions": {
-            "segadapt": segadapt.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "data": {
-            name: {"name": images.name, "images": len(images), "fingerprint": fingerprint(images)}
-            for name, images in sets.items()
-        },
+        "versions": versions(),
+        "data": data_of(sets),
     }
 
 
-def finished_result(run_dir: Path, experiment: Experiment) -> dict[str, Any] | None:
+def versions() -> dict[str, str]:
+    """Of what computed a result."""
+    return {
+        "segadapt": segadapt.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def data_of(sets: dict[str, ImageSet]) -> dict[str, dict[str, Any]]:
+    """Which files each domain had."""
+    return {
+        name: {"name": images.name, "images": len(images), "fingerprint": fingerprint(images)}
+        for name, images in sets.items()
+    }
+
+
+def finished_result(run_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:
     """What the result.json of a finished run says; None where `run_dir` is new or its run is not finished.
 
     Raises:
-        InputError: `run_dir` holds another experiment.
+        InputError: `run_dir` holds a run of another configuration, or its files are damaged.
     """
     config, result = run_dir / CONFIG_FILE, run_dir / RESULT_FILE
-    if config.exists() and config.read_bytes() != config_text(experiment).encode():
-        there, now = read_left(config, read_yaml), plain(asdict(experiment))
+    if config.exists() and config.read_bytes() != config_text(configuration).encode():
+        there, now = read_left(config, read_yaml), plain(configuration)
         raise InputError(
             f"{run_dir} holds a run with another configuration ({differences(there, now)}); choose another --run_dir"
         )
@@ -110,9 +119,9 @@ def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     return "; ".join(text for text in said if text)
 
 
-def config_text(experiment: Experiment) -> str:
+def config_text(configuration: dict[str, Any]) -> str:
     """The content of config.yaml."""
-    return yaml.safe_dump(plain(asdict(experiment)), sort_keys=False)
+    return yaml.safe_dump(plain(configuration), sort_keys=False)
 
 
 def plain(value: Any) -> Any:
