@@ -1,6 +1,7 @@
 """Options that several commands have, and what becomes of them: the experiment, the device, the terminal."""
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from segadapt.commands import COMMANDS
 from segadapt.config import Experiment
-from segadapt.errors import InputError
+from segadapt.errors import InputError, Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -118,8 +119,13 @@ def machine_of(options: Namespace) -> Iterator["Machine"]:
 
         torch.cuda.set_device(device)
     join(processes)
-    with StopSignals() as signals, Terminal(quiet=options.quiet or not processes.is_first) as terminal:
-        yield Machine(device, terminal, processes, signals)
+    try:
+        with StopSignals() as signals, Terminal(quiet=options.quiet or not processes.is_first) as terminal:
+            yield Machine(device, terminal, processes, signals)
+    except Stopped as stopped:  # by all processes at once, so that they can still part in order
+        traceback.clear_frames(stopped.__traceback__)  # which hold the networks
+        leave(processes)
+        raise
     leave(processes)
 
 
