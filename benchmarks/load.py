@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.machine import Machine, keep_freed_memory
 from segadapt.adaptation.procedure import evaluate_model, pseudo_label, run_training
 from segadapt.adaptation.run_log import Terminal
-from segadapt.commands.options import experiment_from, keep_freed_memory
+from segadapt.commands.options import experiment_from
 from segadapt.config import DataConfig, NetworkConfig, PseudoLabelConfig
 from segadapt.data.label_spaces import STREETS11
 from segadapt.networks.weights import build_network, save_network

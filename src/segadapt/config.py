@@ -16,6 +16,7 @@ Backbone = Literal["resnet50", "resnet101", "vgg16", "vgg16_adaptsegnet", "effic
 BatchNorm = Literal["batch", "frozen", "source_target_separate"]
 Distance = Literal["l1_mean", "l1_sum", "l1_squared", "l2", "cosine"]
 OnBadImage = Literal["fail", "skip"]
+ScoreName = Literal["entropy", "soft_neighbourhood_density", "information_maximisation", "source_validation"]
 
 _LARGEST_RATE = 1e6  # the product of two still fits into a 32-bit number
 
@@ -367,7 +368,8 @@ class ScheduleConfig:
         decay_steps: Steps at which the polynomial schedule reaches zero; null: steps.
         batch_size: Images of each domain in a batch; with torchrun, of each process.
         accumulate: Parts in which a batch is computed, one after another, for batches larger than the memory.
-        evaluate_every: Steps between evaluations on the test split; 0: only the last model.
+        evaluate_every: Steps between evaluations, on the test split and by the scores without labels; 0: only the last
+            model.
         last_k: Evaluations averaged into the mean of the last k.
         save_every: Steps between checkpoints, which a killed run loses at most; 0: only the last.
         log_every: Steps between lines of metrics.jsonl.
@@ -401,6 +403,23 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class SelectionConfig:
+    """The checkpoint that is chosen without a label of the target, `selected.safetensors`.
+
+    Args:
+        score: What decides; every evaluation computes all four (docs/results.md says how they follow the true score).
+        images: Of the target's training images and of the validation images, how many the scores are computed on,
+            spread evenly; 0 leaves the scores out.
+    """
+
+    score: ScoreName = "information_maximisation"
+    images: int = 64
+
+    def __post_init__(self) -> None:
+        _refuse_out_of_range("selection", self, images=(0, inf))
+
+
+@dataclass(frozen=True)
 class PseudoLabelConfig:
     """Labels of step 2, Eqs. (9)-(11).
 
@@ -409,14 +428,15 @@ class PseudoLabelConfig:
         cap: Largest threshold.
         override: Eq. (11): 'fill' puts a confident pseudo-label over the prediction, 'literal' takes the pseudo-label
             with its don't-cares, 'off' matches with the prediction alone.
-        model: The model of step 1 that labels; 'best' was chosen on labels, and the result says so.
+        model: The model of step 1 that labels; 'selected' was chosen without labels (`selection`), 'best' on labels,
+            and the result says so.
         init_from: What step 2 starts from: the initial weights, as step 1 did, or the last model of step 1.
     """
 
     quantile: float = 0.5
     cap: float = 0.9
     override: Literal["fill", "literal", "off"] = "fill"
-    model: Literal["last", "best"] = "last"
+    model: Literal["last", "selected", "best"] = "last"
     init_from: Literal["initial", "step1"] = "initial"
 
     def __post_init__(self) -> None:
@@ -431,6 +451,8 @@ class Experiment:
         source: Labelled images.
         target: Images to adapt to; labels, where there are any, are read only by the target-only row.
         test: Labelled images of the target domain, for evaluation alone; without a root nothing is scored.
+        validation: Labelled images of the source domain that are kept out of training, for the score
+            `source_validation`; without a root those of the source itself.
         classes: Class names to train; empty: all that source and target have in common.
         augmentation: Random transforms of both domains.
         translation: Source images in the target's style, for the rows that adapt.
@@ -441,6 +463,7 @@ class Experiment:
         optimiser: Learning rates.
         warm_up: Training on the source alone that comes first.
         schedule: Steps and batch size.
+        selection: The checkpoint that is chosen without labels.
         pseudo_labels: Labels of step 2.
         seed: Of every random choice.
     """
@@ -448,6 +471,7 @@ class Experiment:
     source: DataConfig = field(default_factory=DataConfig)
     target: DataConfig = field(default_factory=DataConfig)
     test: DataConfig = field(default_factory=DataConfig)
+    validation: DataConfig = field(default_factory=DataConfig)
     classes: tuple[str, ...] = ()
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     translation: TranslationConfig = field(default_factory=TranslationConfig)
@@ -458,6 +482,7 @@ class Experiment:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     seed: int = 0
 

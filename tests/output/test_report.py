@@ -29,7 +29,7 @@ from segadapt.output.report import sections
 from segadapt.output.report.charts import COLOURS, Line, ink, line_chart, reliability_chart, shade, thinned, ticks
 from segadapt.output.report.measure import BINS, Reliability, data_config, measure, pseudo_label_precision
 from segadapt.output.report.pictures import described, figure
-from segadapt.output.report.runs import adapted_of, baseline_of, read_rows
+from segadapt.studies.runs import adapted_of, baseline_of, read_rows
 from segadapt.output.report.tables import Cell, Table
 from streets import few, tiny
 

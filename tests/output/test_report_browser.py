@@ -20,7 +20,7 @@ from segadapt.output.report import sections
 from segadapt.output.report.measure import Measured, Reliability
 from segadapt.output.report.page import page
 from segadapt.output.report.pictures import class_legend, figure
-from segadapt.output.report.runs import read_rows
+from segadapt.studies.runs import read_rows
 from segadapt.output.report.sections import Section
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")

@@ -1,9 +1,9 @@
 """The two-step procedure of section 4.3, and each single training of which it is made.
 
 In: an experiment and a machine. Out: one run folder: `config.yaml`, `metrics.jsonl`, `model.safetensors`,
-`best.safetensors`, `checkpoints/`, `result.json`; the whole procedure leaves its first step beside them in `step1/`,
-its labels in `pseudo_labels/`, and what it was asked for in `experiment.yaml`. Called again on a folder whose run was
-stopped, each function here continues it; with several processes all of them call it, and rank 0 writes.
+`selected.safetensors`, `best.safetensors`, `checkpoints/`, `result.json`; the whole procedure leaves its first step
+beside them in `step1/`, its labels in `pseudo_labels/`, and what it was asked for in `experiment.yaml`. Called again on
+a folder whose run was stopped, each function here continues it; with several processes all call it, and rank 0 writes.
 """
 
 import json
@@ -27,6 +27,8 @@ from segadapt.adaptation.run_folder import (
     EXPERIMENT_FILE,
     MODEL_FILE,
     RESULT_FILE,
+    SELECTED_FILE,
+    Check,
     config_text,
     finished_result,
     provenance_of,
@@ -37,9 +39,11 @@ from segadapt.adaptation.run_log import Metrics, command_line
 from segadapt.adaptation.step import adapts_to_target
 from segadapt.adaptation.trainer import new_state, train
 from segadapt.config import (
+    CycleGanConfig,
     DataConfig,
     Experiment,
     FolderTranslation,
+    MatchingConfig,
     OnBadImage,
     PseudoLabelConfig,
     TranslationConfig,
@@ -57,7 +61,8 @@ from segadapt.data.loading import (
 )
 from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.errors import InputError
-from segadapt.evaluation.evaluate import Evaluation, evaluate
+from segadapt.evaluation.evaluate import evaluate
+from segadapt.evaluation.label_free import label_free_scores
 from segadapt.networks.weights import build_network, load_network, read_metadata, save_network
 from segadapt.processes import Processes
 from segadapt.translation import StyleTransfer
@@ -65,6 +70,7 @@ from segadapt.whole_file import whole_file
 
 MADE_BY_FILE = "made_by.json"
 EVALUATION_BATCH = 4
+ADAPTING = ("adversarial", "translation", "sim", "sim_ssl")  # rows that begin with the warm-up, where there is one
 SOURCE, TARGET = 0, 1  # the two streams draw from different seeds
 
 
@@ -73,20 +79,20 @@ def row_of(experiment: Experiment, name: str) -> Experiment:
 
     Args:
         experiment: The whole method.
-        name: source_only, adabn, adversarial, sim (all of step 1) or target_only (trained on the target's labels).
+        name: source_only, adabn, adversarial, translation (adversarial with translated source images), sim (all of step
+            1) or target_only (trained on the target's labels).
 
     Raises:
-        InputError: another name.
+        InputError: another name, or a row of translated images where the experiment translates none.
     """
     loss, network = experiment.loss, experiment.network
+    originals = replace(experiment, translation=TranslationConfig(), source=replace(experiment.source, translated=""))
     # without target images the running statistics must be those of the source batches
     separate = network.batch_norm == "source_target_separate"
     unadapted = replace(
-        all_steps(experiment),
+        all_steps(originals),
         loss=replace(loss, adversarial=0.0, matching=0.0, target_segmentation=0.0),
         network=replace(network, batch_norm="batch") if separate else network,
-        translation=TranslationConfig(),
-        source=replace(experiment.source, translated=""),
     )
     if name == "source_only":
         return unadapted
@@ -94,13 +100,20 @@ def row_of(experiment: Experiment, name: str) -> Experiment:
         return replace(unadapted, source=experiment.target)
     if name == "adabn":
         return replace(unadapted, network=replace(network, batch_norm="source_target_separate"))
+    without_matching = replace(loss, matching=0.0, target_segmentation=0.0)
     if name == "adversarial":
-        return replace(experiment, loss=replace(loss, matching=0.0, target_segmentation=0.0))
+        return replace(originals, loss=without_matching)
+    if name == "translation":
+        if experiment == originals:
+            raise InputError(
+                "row translation: source images are not translated; set translation.method or source.translated"
+            )
+        return replace(experiment, loss=without_matching)
     if name == "sim":
         # Eq. (11) belongs to step 2: without pseudo-labels there is nothing to override with
         no_override = replace(experiment.pseudo_labels, override="off")
         return replace(experiment, loss=replace(loss, target_segmentation=0.0), pseudo_labels=no_override)
-    raise InputError(f"row {name!r} is none of source_only, adabn, adversarial, sim, target_only")
+    raise InputError(f"row {name!r} is none of source_only, adabn, adversarial, translation, sim, target_only")
 
 
 def all_steps(experiment: Experiment) -> Experiment:
@@ -116,12 +129,21 @@ def all_steps(experiment: Experiment) -> Experiment:
     )
 
 
+def warm_up_of(experiment: Experiment) -> Experiment:
+    """The training on the source alone that comes first; a function of nothing that only the steps after it use."""
+    return replace(
+        row_of(replace(experiment, schedule=replace(experiment.schedule, steps=0)), "source_only"),
+        cyclegan=CycleGanConfig(),
+        matching=MatchingConfig(),
+        pseudo_labels=PseudoLabelConfig(),
+    )
+
+
 def warm_up(experiment: Experiment, run_dir: Path, machine: Machine) -> Path | None:
     """Train on the source alone first, into `run_dir`, if the experiment asks for it; the model to start from."""
     if not experiment.warm_up.steps:
         return None
-    nothing_after = replace(experiment, schedule=replace(experiment.schedule, steps=0))
-    run_training(row_of(nothing_after, "source_only"), run_dir, machine, "warm-up")
+    run_training(warm_up_of(experiment), run_dir, machine, "warm-up")
     return run_dir / MODEL_FILE
 
 
@@ -130,7 +152,45 @@ def step2_of(experiment: Experiment) -> Experiment:
     return replace(experiment, loss=replace(experiment.loss, matching=experiment.loss.matching_step2))
 
 
-def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path | None = None) -> dict[str, Any]:
+def train_row(
+    experiment: Experiment,
+    name: str,
+    run_dir: Path,
+    machine: Machine,
+    title: str,
+    start: Path | None = None,
+    translated: Path | None = None,
+) -> dict[str, Any]:
+    """Train one row, or the whole procedure for `sim_ssl`; rows that adapt get warm-up and translation first.
+
+    Args:
+        experiment: The whole method.
+        name: As `row_of` knows it, or sim_ssl.
+        run_dir: The run folder.
+        machine: Where to train.
+        title: Of the progress bar.
+        start: The model of a warm-up that was already made; None makes it, if the experiment asks for one.
+        translated: A folder of translated source images that was already made; likewise.
+
+    Returns:
+        The content of `run_dir/result.json`.
+
+    Raises:
+        InputError: wrong input, or `run_dir` holds another experiment.
+        Stopped: a signal asked to leave; the same call continues.
+    """
+    if name == "sim_ssl":
+        return adapt(experiment, run_dir, machine, start, translated)
+    row = row_of(experiment, name)
+    if name in ADAPTING:
+        start = start or warm_up(experiment, run_dir / "warm_up", machine)
+        translated = translated or translated_source(row, run_dir / "translation", start, machine)
+    return run_training(row, run_dir, machine, title, start, translated)
+
+
+def adapt(
+    experiment: Experiment, run_dir: Path, machine: Machine, start: Path | None = None, translated: Path | None = None
+) -> dict[str, Any]:
     """Warm-up, translation, step 1, pseudo-labels, step 2 (from the initial weights, as a rule), evaluation.
 
     Args:
@@ -138,6 +198,7 @@ def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path |
         run_dir: The run folder.
         machine: Where to train.
         start: The model of a warm-up that was already made; None makes it, if the experiment asks for one.
+        translated: A folder of translated source images that was already made; likewise.
 
     Returns:
         The content of `run_dir/result.json`.
@@ -149,23 +210,33 @@ def adapt(experiment: Experiment, run_dir: Path, machine: Machine, start: Path |
     step1_dir, labels_dir = run_dir / "step1", run_dir / "pseudo_labels"
     step1_experiment, step2_experiment = row_of(experiment, "sim"), step2_of(experiment)
     options = experiment.pseudo_labels
-    # both are asked first, so that the folder of another experiment costs no step 1
-    finished_result(step1_dir, asdict(step1_experiment))
-    finished = finished_result(run_dir, asdict(step2_experiment))
+    finished = finished_row(experiment, "sim_ssl", run_dir)
     if finished:
         return finished
     keep_experiment(experiment, run_dir, machine.processes, start)
     start = start or warm_up(experiment, run_dir / "warm_up", machine)
-    translated = translated_source(experiment, run_dir / "translation", start, machine)
+    translated = translated or translated_source(experiment, run_dir / "translation", start, machine)
     step1 = run_training(step1_experiment, step1_dir, machine, "step 1", start, translated)
     if not machine.processes.share((labels_dir / THRESHOLDS_FILE).exists()):
-        model = step1_dir / (BEST_FILE if options.model == "best" else MODEL_FILE)
+        model = step1_dir / {"last": MODEL_FILE, "selected": SELECTED_FILE, "best": BEST_FILE}[options.model]
         schedule = experiment.schedule
         pseudo_label(model, experiment.target, options, schedule.workers, labels_dir, machine, schedule.on_bad_image)
     notes = {"step1": {"miou": step1["miou"], "seconds": step1["seconds"]}, "pseudo_labels_by": options.model}
     if options.init_from == "step1":
         start = step1_dir / MODEL_FILE
     return run_training(step2_experiment, run_dir, machine, "step 2", start, translated, labels_dir, notes)
+
+
+def finished_row(experiment: Experiment, name: str, run_dir: Path) -> dict[str, Any] | None:
+    """The result of a row in `run_dir`; None where it is not finished.
+
+    Raises:
+        InputError: `run_dir` holds another experiment.
+    """
+    if name != "sim_ssl":
+        return finished_result(run_dir, asdict(row_of(experiment, name)))
+    finished_result(run_dir / "step1", asdict(row_of(experiment, "sim")))  # another one there costs no step 1
+    return finished_result(run_dir, asdict(step2_of(experiment)))
 
 
 def translated_source(experiment: Experiment, run_dir: Path, segmenter: Path | None, machine: Machine) -> Path | None:
@@ -205,7 +276,9 @@ def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes,
     if experiment.test.root:
         find_domain("test", experiment.test, labelled=True)
     elif experiment.pseudo_labels.model == "best":
-        raise InputError("pseudo_labels.model: 'best' is chosen on test labels, and test.root is empty; use 'last'")
+        raise InputError("pseudo_labels.model: 'best' is chosen on test labels, and test.root is empty; use 'selected'")
+    if experiment.pseudo_labels.model == "selected" and not experiment.selection.images:
+        raise InputError("pseudo_labels.model: 'selected' needs scores without labels; set selection.images above 0")
     space = trained_space(experiment, source, target)
     if processes.is_first:
         if start is None and not (run_dir / EXPERIMENT_FILE).exists():
@@ -255,6 +328,9 @@ def run_training(
     source = find_domain("source", of_source, labelled=True)
     target = find_domain("target", experiment.target, labelled=False)
     test = find_domain("test", experiment.test, labelled=True) if experiment.test.root else None
+    # the originals, in any case: a translated image is no image of the source
+    held_out = experiment.validation if experiment.validation.root else replace(experiment.source, translated="")
+    validation = find_domain("validation", held_out, labelled=True)
     space = trained_space(experiment, source, target)
     left_out = [name for name in source.space.names if name not in space.names]
     if left_out:
@@ -313,11 +389,22 @@ def run_training(
     sets = {"source": source, "target": target, **({"test": test} if test else {})}
     provenance = provenance_of(experiment, space, sets, start)
 
-    def evaluate_now(test: ImageSet) -> Evaluation:
+    def whole(images: ImageSet, data: DataConfig, left_out: LeftOut | None = None) -> Iterator[EvaluationBatch]:
         batches = evaluation_batches(
-            test, space, experiment.test, EVALUATION_BATCH, schedule.workers, processes.rank, processes.count
+            images, space, data, EVALUATION_BATCH, schedule.workers, processes.rank, processes.count, (), left_out
         )
-        return evaluate(state.segmenter, stoppable(batches, len(test), machine), processes=processes)
+        return stoppable(batches, len(images), machine)
+
+    def check(step: int) -> Check:
+        scores, count = None, experiment.selection.images
+        if test:
+            scores = evaluate(state.segmenter, whole(test, experiment.test), processes=processes)
+        if not count:
+            return Check(step, scores, {})
+        pass_over = (lambda index, problem: None) if skip_bad else None
+        unlabelled = whole(target.spread(count), experiment.target, pass_over)
+        labelled = whole(validation.spread(count), held_out, pass_over)
+        return Check(step, scores, label_free_scores(state.segmenter, unlabelled, labelled, processes))
 
     def save_model(name: str) -> None:
         if not processes.is_first:
@@ -335,12 +422,12 @@ def run_training(
     with Metrics(run_dir, state.step, processes.is_first) as metrics:
         for domain, index, _ in (line["bad_image"] for line in metrics.earlier if "bad_image" in line):
             bad[domain][index] = 1
-        evaluations = train(
-            state, schedule, streams, partial(evaluate_now, test) if test else None, save_model, run_dir, metrics,
-            machine, title,
+        checks = train(
+            state, schedule, streams, check if test or experiment.selection.images else None,
+            experiment.selection.score, save_model, run_dir, metrics, machine, title,
         )  # fmt: skip
     result = {
-        **result_of(evaluations, schedule.last_k),
+        **result_of(checks, schedule.last_k),
         **provenance,
         "bad_images": sum(int((processes.sum(each) > 0).sum()) for each in bad.values()),
         "command": command_line(),

@@ -1,12 +1,14 @@
 """The files of a run folder, apart from weights and checkpoints: what was asked for, what came of it.
 
-In: an experiment, evaluations. Out: `config.yaml`, which says whose folder it is, and the content of `result.json`.
+In: an experiment, what its evaluations found. Out: `config.yaml`, which says whose folder it is, and the content of
+`result.json`.
 """
 
 import json
 import platform
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +22,65 @@ from segadapt.data.loading import fingerprint
 from segadapt.data.readers import ImageSet
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import Evaluation
+from segadapt.evaluation.label_free import selected_steps
 from segadapt.yaml_text import read_yaml
 
 CONFIG_FILE, RESULT_FILE, EXPERIMENT_FILE = "config.yaml", "result.json", "experiment.yaml"
-MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+MODEL_FILE, SELECTED_FILE, BEST_FILE = "model.safetensors", "selected.safetensors", "best.safetensors"
 
 
-def result_of(evaluations: list[tuple[int, Evaluation]], last_k: int) -> dict[str, Any]:
-    """Scores of the last model, beside the mean of the last k and the best, which was chosen on labels.
+@dataclass(frozen=True)
+class Check:
+    """What was found at one evaluation of a training.
+
+    Args:
+        step: Of the training.
+        evaluation: On the test images; None where there are none.
+        label_free: The scores that need no target label (`label_free_scores`); none where they are off.
+    """
+
+    step: int
+    evaluation: Evaluation | None
+    label_free: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of metrics.jsonl, without the step."""
+        scored = {"evaluation": self.evaluation.as_json()} if self.evaluation else {}
+        return {**scored, **({"label_free": self.label_free} if self.label_free else {})}
+
+
+def check_of(line: dict[str, Any]) -> Check:
+    """The evaluation in a line of metrics.jsonl."""
+    evaluation = Evaluation(**line["evaluation"]) if "evaluation" in line else None
+    return Check(line["step"], evaluation, line.get("label_free", {}))
+
+
+def best_step(checks: list[Check]) -> int | None:
+    """The first step with the highest mIoU, which is chosen on labels; None without test images."""
+    scores = {check.step: check.evaluation.miou for check in checks if check.evaluation}
+    return max(scores, key=lambda step: scores[step]) if scores else None
+
+
+def result_of(checks: list[Check], last_k: int) -> dict[str, Any]:
+    """Scores of the last model, beside the mean of the last k, the models chosen without labels, and the best.
 
     Without test images "miou" is null.
     """
-    if not evaluations:
-        return {"miou": None, "iou": {}, "subsets": {}, "images": 0}
-    last_step, last = evaluations[-1]
-    best_step, best = max(evaluations, key=lambda pair: pair[1].miou)
+    label_free = {"label_free": checks[-1].label_free if checks else {}}
+    scores = {check.step: check.evaluation for check in checks if check.evaluation}
+    if not scores:
+        return {"miou": None, "iou": {}, "subsets": {}, "images": 0, **label_free}
+    last_step, last = list(scores.items())[-1]
+    best = max(scores, key=lambda step: scores[step].miou)
+    last_k_scores = [each.miou for each in list(scores.values())[-last_k:]]
+    chosen = selected_steps((check.step, check.label_free) for check in checks)
     return {
         **last.as_json(),
         "step": last_step,
-        "mean_last_k": {
-            "k": len(evaluations[-last_k:]),
-            "miou": statistics.fmean(e.miou for _, e in evaluations[-last_k:]),
-        },
-        "best": {"miou": best.miou, "step": best_step, "chosen_on": "test labels"},
+        "mean_last_k": {"k": len(last_k_scores), "miou": statistics.fmean(last_k_scores)},
+        **label_free,
+        "selected": {score: {"miou": scores[step].miou, "step": step} for score, step in chosen.items()},
+        "best": {"miou": scores[best].miou, "step": best, "chosen_on": "test labels"},
     }
 
 

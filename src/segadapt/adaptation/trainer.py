@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from segadapt.adaptation.checkpoints import save_state
 from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.run_folder import BEST_FILE, MODEL_FILE, SELECTED_FILE, Check, best_step, check_of
 from segadapt.adaptation.run_log import Metrics
 from segadapt.adaptation.step import TrainState, adaptation_step, learning_rates
-from segadapt.config import Experiment, OptimiserConfig, ScheduleConfig
+from segadapt.config import Experiment, OptimiserConfig, ScheduleConfig, ScoreName
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.data.loading import Batch
 from segadapt.errors import InputError, NonFiniteLossError, Stopped
-from segadapt.evaluation.evaluate import Evaluation
+from segadapt.evaluation.label_free import selected_steps
 from segadapt.matching import FeatureBank
 from segadapt.networks.deeplab import DeepLab, parameter_groups
 from segadapt.networks.discriminator import Discriminator
@@ -83,35 +84,37 @@ def train(
     state: TrainState,
     schedule: ScheduleConfig,
     streams: Callable[[int], tuple[Iterator[Batch], Iterator[Batch] | None]],
-    evaluate: Callable[[], Evaluation] | None,
+    check: Callable[[int], Check] | None,
+    selection: ScoreName,
     save_model: Callable[[str], None],
     run_dir: Path,
     metrics: Metrics,
     machine: Machine,
     title: str,
-) -> list[tuple[int, Evaluation]]:
+) -> list[Check]:
     """Train `state` up to `schedule.steps`, from wherever it stands.
 
     Args:
         state: Changed in place.
         schedule: Steps, batch size and periods.
         streams: Source and target batches from a given step on; no target stream for a source-only network.
-        evaluate: Scores the segmenter as it is; None where there are no test images.
-        save_model: Keeps the segmenter as it is under a file name: `best.safetensors`, `model.safetensors`.
+        check: Scores the segmenter as it is at this step; None where there is nothing to score it by.
+        selection: The score without labels by which `selected.safetensors` is chosen.
+        save_model: Keeps the segmenter as it is under a file name: that of the best, the selected, the last.
         run_dir: Where the training state is saved.
         metrics: Of this training; evaluations before `state.step` are taken from it.
         machine: Shows progress, and says when to leave.
         title: Of the progress bar.
 
     Returns:
-        (step, evaluation) of each evaluation, the last model's at the end.
+        The scores of each evaluation, the last model's at the end.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays as it was.
         Stopped: a signal asked to leave; the state is saved.
     """
     processes, terminal = machine.processes, machine.terminal
-    evaluations = [(line["step"], Evaluation(**line["evaluation"])) for line in metrics.earlier if "evaluation" in line]
+    checks = [check_of(line) for line in metrics.earlier if "evaluation" in line or "label_free" in line]
     clock, seconds_before = time.perf_counter(), state.seconds
 
     def save() -> None:
@@ -120,16 +123,17 @@ def train(
         if processes.is_first:
             save_state(run_dir, state.step, state.state_dict())
 
-    def evaluate_now(evaluate: Callable[[], Evaluation]) -> None:
+    def check_now(check: Callable[[int], Check]) -> None:
         processes.copy_from_first(list(state.segmenter.buffers()))
-        scores = evaluate()
-        if scores.miou > max((earlier.miou for _, earlier in evaluations), default=-math.inf):
-            save_model("best.safetensors")
-        evaluations.append((state.step, scores))
-        metrics.write(state.step, {"evaluation": scores.as_json()})
+        checks.append(check(state.step))
+        metrics.write(state.step, checks[-1].as_json())
+        if best_step(checks) == state.step:
+            save_model(BEST_FILE)
+        if selected_steps((each.step, each.label_free) for each in checks).get(selection) == state.step:
+            save_model(SELECTED_FILE)
 
-    def evaluation_is_due() -> bool:
-        if evaluations and evaluations[-1][0] == state.step:
+    def check_is_due() -> bool:
+        if checks and checks[-1].step == state.step:
             return False
         every = schedule.evaluate_every
         return state.step >= schedule.steps or bool(every and state.step and state.step % every == 0)
@@ -139,8 +143,8 @@ def train(
     logged, logged_step = time.perf_counter(), state.step
     try:
         while True:
-            if evaluate and evaluation_is_due():
-                evaluate_now(evaluate)
+            if check and check_is_due():
+                check_now(check)
                 logged, logged_step = time.perf_counter(), state.step
             if state.step >= schedule.steps:
                 break
@@ -160,10 +164,10 @@ def train(
     except Stopped:
         save()
         raise
-    save_model("model.safetensors")
+    save_model(MODEL_FILE)
     save()
     terminal.finish_progress()
-    return evaluations
+    return checks
 
 
 def refuse_non_finite(report: dict[str, Tensor], step: int) -> None:

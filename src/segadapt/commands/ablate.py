@@ -1,14 +1,12 @@
-"""`segadapt ablate`: rows of the paper's Table 2 over seeds."""
+"""`segadapt ablate`: rows of the paper's Tables 2 and 6 over seeds, with curves, pictures and a page."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from segadapt.commands.options import ROWS, add_experiment, add_machine, experiment_of, machine_of
+from segadapt.commands.options import ROWS, add_experiment, add_machine, add_study, experiment_of, jobs_of, machine_of
 
-TABLE_ROWS = ("source_only", "adversarial", "sim", "sim_ssl", "target_only")
 EXAMPLE = "segadapt ablate --config configs/smoke.yaml --seeds 0 1 2 --run_dir runs/ablation"
 
 
@@ -16,20 +14,22 @@ def add_options(command: ArgumentParser, run_dir: str | None = None) -> None:
     """Options of the command; `run_dir` is the default of the run folder."""
     add_experiment(command)
     add_machine(command)
-    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
-    command.add_argument("--rows", type=Literal[ROWS], nargs="+", default=list(TABLE_ROWS), help="rows of the table")
-    command.add_argument("--run_dir", type=str, default=run_dir, required=run_dir is None, help="run folder")
+    rows = "rows of the table; default: all but adabn, and translation where source images are translated"
+    command.add_argument("--rows", type=Literal[ROWS], nargs="+", default=[], help=rows)
+    add_study(command, run_dir)
 
 
 def run(options: Namespace) -> int:
-    """Train the rows, print the table."""
-    from segadapt.output.ablation import ablate, print_table
+    """Train the rows, write tables, curves, pictures and page, print the tables."""
+    from segadapt.output.study import draw_study
+    from segadapt.studies.ablation import ablate, default_rows
+    from segadapt.studies.table import print_study
 
+    experiment, run_dir, jobs = experiment_of(options), Path(options.run_dir), jobs_of(options)
+    rows = options.rows or default_rows(experiment)
     with machine_of(options) as machine:
-        table = ablate(experiment_of(options), Path(options.run_dir), options.seeds, options.rows, machine)
+        found = ablate(experiment, run_dir, options.seeds, rows, jobs, machine)
         if machine.processes.is_first:
-            if options.json:
-                print(json.dumps(table, indent=1))
-            else:
-                print_table(table)
+            draw_study(found, run_dir, machine)
+            print_study(found, experiment.selection.score, options.json)
     return 0

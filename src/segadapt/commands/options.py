@@ -4,6 +4,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from segadapt.adaptation.run_log import Terminal
 
 Device = Literal["auto", "cpu", "cuda"]
-ROWS = ("source_only", "adabn", "adversarial", "sim", "sim_ssl", "target_only")
+ROWS = ("source_only", "adabn", "adversarial", "translation", "sim", "sim_ssl", "target_only")
 
 
 def command_parser(name: str) -> tuple[ModuleType, ArgumentParser]:
@@ -52,6 +53,24 @@ def add_machine(command: ArgumentParser) -> None:
     add_switch(command, "--json", "print the result as JSON")
 
 
+def add_study(command: ArgumentParser, run_dir: str | None = None) -> None:
+    """Options of a table over seeds; `run_dir` is the default of the run folder."""
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each")
+    command.add_argument("--jobs", type=int, default=1, help="trainings at once, each in a process of its own")
+    command.add_argument("--run_dir", type=str, default=run_dir, required=run_dir is None, help="run folder")
+
+
+def jobs_of(options: Namespace) -> int:
+    """How many trainings run at once.
+
+    Raises:
+        InputError: fewer than one.
+    """
+    if options.jobs < 1:
+        raise InputError(f"--jobs: {options.jobs} is no number of trainings; use 1 or more")
+    return options.jobs
+
+
 def add_switch(command: ArgumentParser, name: str, text: str) -> None:
     """An option that is off unless given, as `--name` or `--name true`."""
     command.add_argument(name, type=bool, nargs="?", const=True, default=False, help=text)
@@ -60,6 +79,18 @@ def add_switch(command: ArgumentParser, name: str, text: str) -> None:
 def experiment_of(options: Namespace) -> Experiment:
     """The experiment that the options describe."""
     return Experiment(**{name: options[name] for name in Experiment.__dataclass_fields__})
+
+
+def experiment_with(experiment: Experiment, key: str, value: str) -> Experiment:
+    """The experiment with one key of the configuration changed, given as on the command line ('loss.gan', 'lsgan').
+
+    Raises:
+        ArgumentError: there is no such key, or it does not take the value.
+    """
+    command = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    add_experiment(command)
+    command.set_defaults(asdict(experiment))
+    return experiment_of(command.instantiate(command.parse_args([f"--{key}={value}"])))
 
 
 def experiment_from(*configs: Path | str, **options: Any) -> Experiment:
@@ -84,6 +115,7 @@ def device_of(options: Namespace) -> "torch.device":
     """
     import torch
 
+    from segadapt.adaptation.machine import keep_freed_memory
     from segadapt.processes import started_processes
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -127,23 +159,6 @@ def machine_of(options: Namespace) -> Iterator["Machine"]:
         leave(processes)
         raise
     leave(processes)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks for the next training step instead of returning them to the system.
-
-    A step on the CPU frees and allocates the same hundreds of megabytes; fetching them from the system anew each time,
-    page by page, made a step at 288x384 six times slower where page faults are dear (virtual machines).
-    """
-    import ctypes
-
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library: nothing to set
-        return
-    mallopt(trim_threshold, -1)  # never trim
-    mallopt(mmap_max, 0)  # never map a block of its own, which would be unmapped when freed
 
 
 def print_scores(result: dict[str, Any], as_json: bool) -> None:

@@ -28,12 +28,11 @@ def add_options(command: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Train and print the scores."""
-    from segadapt.adaptation.procedure import row_of, run_training, warm_up
+    from segadapt.adaptation.procedure import train_row
 
     experiment, run_dir = experiment_of(options), Path(options.run_dir)
     with machine_of(options) as machine:
-        start = warm_up(experiment, run_dir / "warm_up", machine) if options.row in ("adversarial", "sim") else None
-        result = run_training(row_of(experiment, options.row), run_dir, machine, options.row.replace("_", " "), start)
+        result = train_row(experiment, options.row, run_dir, machine, options.row.replace("_", " "))
         if machine.processes.is_first:
             print_scores(result, options.json)
     return 0

@@ -69,6 +69,17 @@ class ImageSet:
         """Name of an image in its set, 'aachen/aachen_000000_000019.png': where its pseudo-label goes."""
         return self.images[index].relative_to(self.root).with_suffix(".png").as_posix()
 
+    def spread(self, count: int) -> "ImageSet":
+        """A set of `count` of these images, evenly spread; all of them if they are no more."""
+        if count >= len(self):
+            return self
+        chosen = [round((number + 0.5) * len(self) / count - 0.5) for number in range(count)]
+        return replace(
+            self,
+            images=tuple(self.images[index] for index in chosen),
+            labels=tuple(self.labels[index] for index in chosen),
+        )
+
     def file(self, index: int) -> Path:
         """The file that holds the pixels: the image, or its translation."""
         return self.translations.get(self.image_name(index), self.images[index])

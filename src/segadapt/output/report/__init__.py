@@ -20,8 +20,8 @@ from segadapt.output.report import sections
 from segadapt.output.report.measure import Measured, data_config, measure, pseudo_label_precision
 from segadapt.output.report.page import page
 from segadapt.output.report.pictures import class_legend, figure
-from segadapt.output.report.runs import Row, Run, adapted_of, baseline_of, names_of, read_rows
 from segadapt.output.report.sections import Section
+from segadapt.studies.runs import Row, Run, adapted_of, baseline_of, names_of, read_rows
 
 PSEUDO_LABELS, THRESHOLDS = "pseudo_labels", "thresholds.json"
 

@@ -14,7 +14,6 @@ import numpy as np
 import yaml
 
 from segadapt.data.label_spaces import LabelSpace
-from segadapt.output.ablation import gap_closed
 from segadapt.output.report.charts import (
     Line,
     Number,
@@ -27,8 +26,9 @@ from segadapt.output.report.charts import (
     thinned,
 )
 from segadapt.output.report.measure import Measured
-from segadapt.output.report.runs import Row, Run, adapted_of, baseline_of
 from segadapt.output.report.tables import Cell, Table, as_csv, copy_buttons
+from segadapt.studies.runs import Row, Run, adapted_of, baseline_of
+from segadapt.studies.table import gap_closed
 
 LOSSES = {
     "loss/segmentation": "source cross-entropy, Eq. (1)",

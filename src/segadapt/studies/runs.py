@@ -1,4 +1,4 @@
-"""What run folders hold, read for the report: the rows of the method, each with a training for every seed.
+"""What run folders hold, read for tables and report: the rows of the method, each with a training for every seed.
 
 In: folders that `train`, `adapt`, `ablate` or `sweep` left, finished or not. Out: `Row`s in the order of the paper's
 Table 2.
@@ -15,12 +15,21 @@ from typing import Any
 
 import yaml
 
-from segadapt.adaptation.run_folder import CONFIG_FILE, MODEL_FILE, RESULT_FILE
+from segadapt.adaptation.run_folder import CONFIG_FILE, MODEL_FILE, RESULT_FILE, Check, check_of, read_left
 from segadapt.adaptation.run_log import lines_until
 from segadapt.errors import InputError
-from segadapt.output.ablation import TITLES
 
-ADAPTED = ("sim_ssl", "sim", "adversarial", "adabn")  # the most complete first
+SHARED = ("warm_up", "generator")  # folders that the trainings of a table begin with
+TITLES = {
+    "source_only": "source only",
+    "adabn": "AdaBN (target statistics)",
+    "adversarial": "+ AA",
+    "translation": "+ IT",
+    "sim": "+ SIM",
+    "sim_ssl": "+ SSL",
+    "target_only": "target only",
+}
+ADAPTED = ("sim_ssl", "sim", "translation", "adversarial", "adabn")  # the most complete first
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,11 @@ class Run:
         """The last model, if it is there."""
         path = self.folder / MODEL_FILE
         return path if path.exists() else None
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What was found at each evaluation."""
+        return tuple(check_of(line) for line in self.metrics if "evaluation" in line or "label_free" in line)
 
     def curve(self, key: str) -> dict[int, int | float]:
         """A number of metrics.jsonl by step; 'evaluation' is the mIoU of the test images in percent."""
@@ -111,6 +125,20 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
     ]
 
 
+def finished_rows(folders: Sequence[Path]) -> list[Row]:
+    """`read_rows`, of which each has a score.
+
+    Raises:
+        InputError: A folder holds no run, or no row has a score.
+    """
+    rows = [row for row in read_rows(folders) if row.finished]
+    if not rows:
+        raise InputError(
+            f"{', '.join(map(str, folders))}: no training there is finished and scored; nothing to compare"
+        )
+    return rows
+
+
 def names_of(folders: Sequence[Path]) -> list[str]:
     """What tells the folders apart: one by its name, several by their paths from where these part."""
     resolved = [folder.resolve() for folder in folders]
@@ -136,7 +164,7 @@ def rows_of(folder: Path) -> list[Row]:
     seeds = {
         child.name: tuple(read_run(seed) for seed in sorted(child.glob("seed*")) if (seed / CONFIG_FILE).exists())
         for child in sorted(folder.glob("*/"))
-        if child.name != "warm_up"
+        if child.name not in SHARED
     }
     rows = {
         name: Row(name if name in TITLES else "", TITLES.get(name, name), runs) for name, runs in seeds.items() if runs
@@ -151,8 +179,15 @@ def rows_of(folder: Path) -> list[Row]:
         raise InputError(
             f"{folder}: holds no run ({CONFIG_FILE}, or ROW/seed0/{CONFIG_FILE}); give the folder of --run_dir"
         )
-    order = [*TITLES, *rows]
+    order = [*TITLES, *_order_of(folder), *rows]
     return sorted(rows.values(), key=lambda row: order.index(row.name or row.title))
+
+
+def _order_of(folder: Path) -> list[str]:
+    # a sweep's values stand in table.json as they were given
+    table = folder / "table.json"
+    lines = read_left(table, lambda text: dict(enumerate(json.loads(text)))) if table.exists() else {}
+    return [line["name"] for line in lines.values()]
 
 
 def read_run(folder: Path) -> Run:

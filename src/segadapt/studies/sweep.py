@@ -1,0 +1,114 @@
+"""Tables 3 and 4, and tables like them of any key of the configuration: the score against one setting, over seeds.
+
+In: an experiment for each value. Out: `RUN_DIR/<setting>_<value>/seed<N>/` run folders, `table.json`,
+`label_free.json` and `table.md`, in which gains are counted from the first value.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.procedure import row_of, warm_up_of
+from segadapt.adaptation.run_folder import config_text
+from segadapt.config import Experiment
+from segadapt.errors import InputError
+from segadapt.studies.ablation import cell_of, refuse_no_test
+from segadapt.studies.cells import train_cells
+from segadapt.studies.runs import Row, read_run
+from segadapt.studies.table import markdown, rank_correlations, score_text, table_of, write_tables
+from segadapt.whole_file import whole_file
+
+# the values of the paper's tables
+PAPER_VALUES = {
+    "lambda_ci": ("0.1", "0.05", "0.01", "0.005", "0.001"),
+    "w": ("10", "50", "200", "800", "1600"),
+}
+
+
+def sweep(
+    varied: Mapping[str, Experiment],
+    run_dir: Path,
+    setting: str,
+    row: str,
+    seeds: Sequence[int],
+    jobs: int,
+    machine: Machine,
+) -> list[Row]:
+    """Train one row for each value and seed, and write the tables.
+
+    Args:
+        varied: The experiment of each value; their own seeds are not used.
+        run_dir: Folder of all runs.
+        setting: What is varied, for titles.
+        row: As `procedure.train_row` knows it; Tables 3 and 4 are of `sim`, step 1.
+        seeds: One training of each value each.
+        jobs: Trainings at once, each in a process of its own.
+        machine: Where to train.
+
+    Returns:
+        A row for each value, finished.
+
+    Raises:
+        InputError: wrong input, or two values that say the same.
+    """
+    experiments = list(varied.values())
+    folders = {value: run_dir / folder_name(setting, value) for value in varied}
+    if len(set(folders.values())) < len(folders) or any(e in experiments[:i] for i, e in enumerate(experiments)):
+        raise InputError(f"values: {list(varied)} holds a value twice; name each once")
+    if row != "sim_ssl":
+        for experiment in experiments:
+            row_of(experiment, row)
+    refuse_no_test(experiments[0])
+    # what trainings begin with is shared if the setting leaves it alone
+    one_warm_up = len({config_text(asdict(warm_up_of(experiment))) for experiment in experiments}) == 1
+    one_generator = len({config_text(asdict(experiment.cyclegan)) for experiment in experiments}) == 1
+    cells = []
+    for value, experiment in varied.items():
+        shared = run_dir if one_warm_up and one_generator else folders[value]
+        for seed in seeds:
+            title = f"{setting} {value}"
+            cells.append(cell_of(replace(experiment, seed=seed), title, row, folders[value], shared))
+    train_cells(cells, jobs, machine)
+    machine.processes.wait()
+    rows = [
+        Row("", folder.name, tuple(read_run(folder / f"seed{seed}") for seed in seeds)) for folder in folders.values()
+    ]
+    if machine.processes.is_first:
+        write_tables(rows, run_dir, experiments[0].selection.score, rows[0])
+        with whole_file(run_dir / "table.md") as file:
+            file.write(values_to_the_right(setting, list(varied), rows).encode())
+    return rows
+
+
+def folder_name(setting: str, value: str) -> str:
+    """Of a value's trainings; one path element, whatever the value is."""
+    return re.sub(r"[^\w.+-]+", "_", f"{setting}_{value}")
+
+
+def with_setting(experiment: Experiment, setting: str, value: str) -> Experiment:
+    """The experiment with lambda_ci, or with rings of w stuff entries and z * w thing entries (Algorithm 1).
+
+    Raises:
+        InputError: the value is no number, or out of range.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f"values: {setting} is a number, {value!r} is none") from None
+    if setting == "lambda_ci":
+        return replace(experiment, loss=replace(experiment.loss, matching=number))
+    if number != int(number):
+        raise InputError(f"values: w is a number of entries, {value} is not; use whole numbers")
+    stuff_size = int(number)
+    thing_size = stuff_size * experiment.matching.max_instances
+    return replace(experiment, matching=replace(experiment.matching, stuff_size=stuff_size, thing_size=thing_size))
+
+
+def values_to_the_right(setting: str, values: Sequence[str], rows: Sequence[Row]) -> str:
+    """The layout of the paper's Tables 3 and 4; below it the table with gains over the first value."""
+    table = table_of(rows, rows[0])
+    lines = ([setting, *values], ["---"] * (len(values) + 1), ["mIoU %", *map(score_text, table)])
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{text}\n{markdown(table, rank_correlations(rows), rows[0].runs[0].config['selection']['score'])}"
