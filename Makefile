@@ -21,7 +21,9 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
+# In this order, matching_step first; ARGS=--quick shows with tiny sizes that all of them work.
+BENCHMARKS := matching_step matching_share regions bank_lookup pseudo_labels evaluation reading end_to_end start_up scaling
+
 bench: setup
-	$(BIN)/python benchmarks/matching_step.py
-	$(BIN)/python benchmarks/matching_share.py
-	$(BIN)/python benchmarks/pseudo_label_memory.py
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS); done
+	@echo "== all"; $(BIN)/python benchmarks/table.py $(ARGS)

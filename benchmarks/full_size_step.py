@@ -24,15 +24,21 @@ from segadapt.data.loading import Batch
 BLOCK = 40  # pixels; a label map of blocks has regions of every class, as a street scene has
 
 
-def random_batch(size: tuple[int, int], labelled_share: float, generator: torch.Generator) -> Batch:
-    """A noise image and a label map of blocks, of which `labelled_share` have a label."""
+def random_batch(
+    size: tuple[int, int],
+    labelled_share: float,
+    generator: torch.Generator,
+    images: int = 1,
+    classes: int = CITYSCAPES.num_classes,
+) -> Batch:
+    """Noise images and label maps of blocks, of which `labelled_share` have a label."""
     height, width = size
-    images = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
-    grid = (1, -(-height // BLOCK), -(-width // BLOCK))
-    labels = torch.randint(CITYSCAPES.num_classes, grid, generator=generator)
+    noise = torch.randint(256, (images, 3, height, width), dtype=torch.uint8, generator=generator)
+    grid = (images, -(-height // BLOCK), -(-width // BLOCK))
+    labels = torch.randint(classes, grid, generator=generator)
     labels[torch.rand(grid, generator=generator) >= labelled_share] = IGNORE
     labels = labels.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)[:, :height, :width]
-    return Batch(images, labels.contiguous(), ("noise",))
+    return Batch(noise, labels.contiguous(), ("noise",) * images)
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def main() -> None:
     for name in PARTS:
         setattr(step_module, name, watch.around(getattr(step_module, name)))
     if options.quick:
-        entries = [share_of_matching(*demo((48, 64)), 2, 2, watch, "demo at 48x64")]
+        entries = [share_of_matching(*demo((48, 64)), 1, 1, watch, "demo at 48x64")]
     else:
         entries = [
             share_of_matching(*demo(None), WARM_UP, STEPS, watch, "demo"),
