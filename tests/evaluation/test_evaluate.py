@@ -83,6 +83,28 @@ def test_labels_of_a_grid_keep_its_corners() -> None:
     assert (labels[:3, :4] == 0).all()
 
 
+@pytest.mark.parametrize("size", [(512, 1024), (64, 37), (200, 300), (33, 129), (16, 40)])
+@pytest.mark.parametrize("grid", [(16, 33), (2, 2), (1, 1), (2, 300), (1, 5)])
+def test_labels_are_those_of_whole_resized_logits(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """On every pixel, by whichever way."""
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(7, *grid, generator=generator)
+    for logits in (random, 30 * random - 1000, random[:1]):
+        whole = functional.interpolate(logits[None], size, mode="bilinear", align_corners=True)[0].argmax(0)
+        for laid_out in (logits, logits[None].contiguous(memory_format=torch.channels_last)[0]):
+            assert torch.equal(predict_labels(laid_out, size).long(), whole)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 16])
+def test_of_equally_likely_classes_the_first_is_taken(steps: int) -> None:
+    """Whole numbers between which the pixels lie at binary fractions: nothing is rounded, and many are equal."""
+    logits = torch.randint(3, (9, 17, 33), generator=torch.Generator().manual_seed(0)).float()
+    size = (16 * steps + 1, 32 * steps + 1)
+    whole = functional.interpolate(logits[None], size, mode="bilinear", align_corners=True)[0]
+    assert ((whole == whole.amax(0)).sum(0) > 1).float().mean() > 0.1
+    assert torch.equal(predict_labels(logits, size).long(), whole.argmax(0))
+
+
 def test_a_restricted_argmax_asks_among_the_classes_of_a_subset(
     network: DeepLab, batches: list[EvaluationBatch]
 ) -> None:

@@ -61,7 +61,29 @@ def test_ignored_pixels_count_nowhere() -> None:
     assert int(matrix.counts.sum()) == 1
 
 
-@pytest.mark.parametrize("predicted", [[2, 0], [255, 0]])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("classes", [2, 19, 200])
+def test_counts_are_those_of_pixel_by_pixel(classes: int, dtype: torch.dtype) -> None:
+    """Labels that are no class, and what is predicted there, count nowhere, however far from the classes they are."""
+    generator = torch.Generator().manual_seed(0)
+    far = {torch.uint8: (0, 255), torch.int16: (-(2**15), 2**15 - 1), torch.int64: (-(2**40), 2**40 + 3)}[dtype]
+    near = (far[0], -1, classes - 1, classes, classes + 1, 255, 256, far[1])
+    no_class = [value for value in near if far[0] <= value <= far[1] and not 0 <= value < classes]
+    labels = torch.randint(classes, (20, 30), generator=generator).to(dtype)
+    predicted = torch.randint(classes, (20, 30), generator=generator).to(dtype)
+    for column, value in enumerate(no_class):
+        labels[:, column], predicted[:, column] = value, no_class[-1 - column]
+    expected = torch.zeros(classes, classes, dtype=torch.int64)
+    for label, prediction in zip(labels.flatten().tolist(), predicted.flatten().tolist(), strict=True):
+        if 0 <= label < classes:
+            expected[label, prediction] += 1
+    matrix = ConfusionMatrix(classes)
+    matrix.update(predicted, labels)
+    assert torch.equal(matrix.counts, expected)
+    assert expected.sum() == 20 * (30 - len(no_class))
+
+
+@pytest.mark.parametrize("predicted", [[2, 0], [255, 0], [0, -1]])
 def test_a_prediction_that_is_no_class_is_refused(predicted: list[int]) -> None:
     with pytest.raises(ValueError, match="outside"):
         ConfusionMatrix(2).update(torch.tensor(predicted), torch.tensor([0, 1]))

@@ -30,15 +30,14 @@ class ConfusionMatrix:
         """
         if predicted.shape != labels.shape:
             raise ValueError(f"predicted {tuple(predicted.shape)} and labels {tuple(labels.shape)} differ in shape")
-        n = self.num_classes
-        labels = labels.to(self.counts.device)
-        counted = (labels >= 0) & (labels < n)
-        labels, predicted = labels[counted], predicted.to(self.counts.device)[counted]
-        if predicted.numel() and (int(predicted.min()) < 0 or int(predicted.max()) >= n):
+        device, n = self.counts.device, self.num_classes
+        # No mask, which would cost more than the counting: what is no class has rows and columns of its own at the
+        # edges of the table, below 0 the first ones, n and more the last.
+        codes = _clamped(labels.to(device), n).mul_(n + 2).add_(_clamped(predicted.to(device), n)).add_(n + 3)
+        table = torch.bincount(codes.flatten(), minlength=(n + 2) ** 2).reshape(n + 2, n + 2)[1:-1]
+        if table[:, [0, -1]].any():
             raise ValueError(f"a predicted class lies outside 0..{n - 1}")
-        # int32 holds n * n for any real class list and halves the memory that bincount reads
-        pairs = labels.to(torch.int32) * n + predicted.to(torch.int32)
-        self.counts += torch.bincount(pairs, minlength=n * n).reshape(n, n)
+        self.counts += table[:, 1:-1]
 
     def iou(self) -> Float[Tensor, " N"]:
         """IoU of each class in 0..1; NaN for a class that is in neither labels nor predictions."""
@@ -54,3 +53,9 @@ class ConfusionMatrix:
         """
         iou = self.iou()
         return float(iou.nanmean() if subset is None else iou[list(subset)].nanmean())
+
+
+def _clamped(ids: Integer[Tensor, "*size"], n: int) -> Integer[Tensor, "*size"]:
+    """A copy with -1 for all below 0 and n for all above, in the smaller of the types that hold (n + 2) ** 2."""
+    small = torch.int16 if (n + 2) ** 2 <= 2**15 else torch.int32
+    return ids.to(small).clamp_(max=n) if ids.dtype == torch.uint8 else ids.clamp(-1, n).to(small)
