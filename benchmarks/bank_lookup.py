@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from matching_step import CHANNELS, QUICK_CHANNELS, SPACE, full_bank, street
+from segadapt.adaptation.machine import keep_freed_memory
 from segadapt.matching import Distance, FeatureBank, region_means
 from timing import compared, options_of, paired_seconds, record
 
@@ -44,6 +45,7 @@ def main() -> None:
     options = options_of(__doc__)
     channels = QUICK_CHANNELS if options.quick else CHANNELS
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in a training
     torch.manual_seed(0)
     size = (91, 161)
     class_index = region_means(torch.zeros(1, 1, *size), street(size, np.random.default_rng(0)), SPACE).class_index

@@ -22,6 +22,7 @@ from matching_step import (
     plain_regions,
     street,
 )
+from segadapt.adaptation.machine import keep_freed_memory
 from segadapt.matching import region_means
 from timing import compared, options_of, paired_seconds, record
 
@@ -88,6 +89,7 @@ def main() -> None:
     channels, size = (QUICK_CHANNELS, QUICK_SOURCE_SIZE) if options.quick else (CHANNELS, SOURCE_SIZE)
     rounds = 2 if options.quick else 5
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in a training
     torch.manual_seed(0)
     labels = street(size, np.random.default_rng(0))
     features = torch.randn(1, channels, *size).relu().requires_grad_()
