@@ -24,13 +24,13 @@ from segadapt.data.readers import find_pairs
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import evaluate
 from segadapt.networks.weights import load_network
-from segadapt.output.ablation import ablate
 from segadapt.output.report import sections
 from segadapt.output.report.charts import COLOURS, Line, ink, line_chart, reliability_chart, shade, thinned, ticks
 from segadapt.output.report.measure import BINS, Reliability, data_config, measure, pseudo_label_precision
 from segadapt.output.report.pictures import described, figure
-from segadapt.studies.runs import adapted_of, baseline_of, read_rows
 from segadapt.output.report.tables import Cell, Table
+from segadapt.studies.ablation import ablate
+from segadapt.studies.runs import adapted_of, baseline_of, read_rows
 from streets import few, tiny
 
 CPU = torch.device("cpu")
@@ -297,7 +297,7 @@ def real_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     (folder / "data").mkdir()
     experiment = tiny(few(folder / "data", images=4), steps=2)
-    ablate(experiment, folder / "run", [0], ("source_only", "sim_ssl"), Machine(CPU, Terminal(quiet=True)))
+    ablate(experiment, folder / "run", [0], ("source_only", "sim_ssl"), 1, Machine(CPU, Terminal(quiet=True)))
     return folder / "run"
 
 
@@ -310,7 +310,7 @@ def test_a_page_of_real_runs(real_table: Path, tmp_path: Path, capsys: pytest.Ca
     assert_self_contained(text, page)
     assert len(page.images) == 2 * 4, "photograph, source only, adapted, labels"
     assert all(image["alt"] for image in page.images)
-    names = ["classes", "pictures", "curves", "confusion", "reliability", "matching", "pseudo-labels", "made"]
+    names = ["classes", "study", "pictures", "curves", "confusion", "reliability", "matching", "pseudo-labels", "made"]
     assert [name for name in page.ids if not name.startswith("chart")] == names
     result = json.loads((real_table / "sim_ssl/seed0/result.json").read_text())
     scores = next(row for row in page.tables[0] if row[0] == "+ SSL")

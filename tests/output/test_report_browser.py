@@ -20,8 +20,8 @@ from segadapt.output.report import sections
 from segadapt.output.report.measure import Measured, Reliability
 from segadapt.output.report.page import page
 from segadapt.output.report.pictures import class_legend, figure
-from segadapt.studies.runs import read_rows
 from segadapt.output.report.sections import Section
+from segadapt.studies.runs import read_rows
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
 

@@ -1,105 +1,93 @@
-"""The table of rows: its numbers on results made by hand, and one real table at postage-stamp size."""
+"""The table of rows, one real one at postage-stamp size, trained in one process and continued in two."""
 
 import json
-import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_log import Terminal
-from segadapt.output.ablation import ablate, gap_closed, lines_of, markdown, print_table, row_summary
+from segadapt.config import TranslationConfig
+from segadapt.errors import InputError
 from segadapt.output.pictures import GAP
+from segadapt.output.study import draw_study
+from segadapt.studies.ablation import ablate, default_rows
+from segadapt.studies.table import table_of
 from streets import few, tiny
-
-CPU = torch.device("cpu")
-
-
-def row(name: str, miou: float, deviation: float | None = None, seconds: float = 10.0) -> dict[str, Any]:
-    return {"name": name, "miou": miou, "miou_std": deviation, "miou_each": [miou], "seeds": [0], "seconds": seconds}
-
-
-def test_a_row_is_mean_and_sample_deviation_over_seeds() -> None:
-    summary = row_summary("sim", [{"miou": 40.0, "seconds": 10}, {"miou": 43.0, "seconds": 20}], [0, 7])
-    assert summary == {
-        "name": "sim",
-        "miou": 41.5,
-        "miou_std": pytest.approx(math.sqrt(4.5)),
-        "miou_each": [40.0, 43.0],
-        "seeds": [0, 7],
-        "seconds": 15,
-    }
-
-
-def test_one_seed_has_no_deviation() -> None:
-    assert row_summary("sim", [{"miou": 40.0, "seconds": 10}], [3])["miou_std"] is None
-
-
-def test_the_gap_closed() -> None:
-    table = [row("source_only", 36.6), row("sim_ssl", 49.2), row("target_only", 65.1)]
-    assert gap_closed(table) == pytest.approx(44.2, abs=0.05), "the paper's 44 %"
-    assert gap_closed(table[:2]) is None
-    assert gap_closed([row("source_only", 50.0), row("sim_ssl", 40.0), row("target_only", 60.0)]) == -100
-
-
-@pytest.mark.parametrize("target_only", [36.6, 30.0])
-def test_without_a_gap_there_is_none_to_close(target_only: float) -> None:
-    table = [row("source_only", 36.6), row("sim_ssl", 49.2), row("target_only", target_only)]
-    assert gap_closed(table) is None
-    assert "Gap" not in markdown(table)
-
-
-def test_the_table_as_text() -> None:
-    table = [row("source_only", 36.64), row("sim", 46.2, 0.35, 119.6), row("target_only", 40.0)]
-    assert lines_of(table)[0] == ("source only", "36.6", "", "10")
-    assert markdown(table) == (
-        "| method | mIoU % | gain | seconds |\n"
-        "| --- | --- | --- | --- |\n"
-        "| source only | 36.6 |  | 10 |\n"
-        "| + SIM | 46.2 ± 0.3 | +9.6 | 120 |\n"
-        "| target only | 40.0 | -6.2 | 10 |\n"
-    )
-    closed = [row("source_only", 30.0), row("sim_ssl", 40.0), row("target_only", 50.0)]
-    assert markdown(closed).endswith("\nGap closed: 50 %\n")
-
 
 ROWS = ("source_only", "sim", "sim_ssl", "target_only")
 
 
-def test_a_real_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    experiment, run_dir = tiny(few(data), steps=2), tmp_path / "run"
-    table = ablate(experiment, run_dir, [0, 1], ROWS, Machine(CPU, Terminal()))
-    assert table == json.loads((run_dir / "table.json").read_text())
+def machine() -> Machine:
+    return Machine(torch.device("cpu"), Terminal(quiet=True))
+
+
+def test_translation_is_a_row_where_images_are_translated() -> None:
+    plain, whole = tiny(), ("source_only", "adversarial", "translation", "sim", "sim_ssl", "target_only")
+    assert default_rows(plain) == tuple(name for name in whole if name != "translation")
+    assert default_rows(replace(plain, translation=TranslationConfig("lab"))) == whole
+    assert default_rows(replace(plain, source=replace(plain.source, translated="there"))) == whole
+
+
+def test_wrong_rows_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"rows: \['sim', 'sim'\] holds a value twice"):
+        ablate(tiny(), tmp_path, [0], ["sim", "sim"], 1, machine())
+    with pytest.raises(InputError, match="row translation: source images are not translated"):
+        ablate(tiny(), tmp_path, [0], ["source_only", "translation"], 1, machine())
+    with pytest.raises(InputError, match=r"test\.root: is empty"):
+        ablate(replace(tiny(), test=replace(tiny().test, root="")), tmp_path, [0], ["sim"], 1, machine())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data and, in run/, a table of seed 0."""
+    path = tmp_path_factory.mktemp("ablation")
+    (path / "data").mkdir()
+    ablate(tiny(few(path / "data"), steps=2), path / "run", [0], ROWS, 1, machine())
+    return path
+
+
+def test_a_table_grows_by_a_seed_in_two_processes(folder: Path) -> None:
+    experiment, run_dir = tiny(folder / "data", steps=2), folder / "run"
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")}
+    assert before
+    rows = ablate(experiment, run_dir, [0, 1], ROWS, 2, machine())
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished cells are not trained again"
+    alone = ablate(experiment, folder / "alone", [1], ROWS, 1, machine())
+
+    table = json.loads((run_dir / "table.json").read_text())
+    assert table == table_of(rows)
     assert [line["name"] for line in table] == list(ROWS)
-    for line in table:
-        assert set(line) == {"name", "miou", "miou_std", "miou_each", "seeds", "seconds"}
+    for line, single in zip(table, table_of(alone), strict=True):
         assert line["seeds"] == [0, 1]
         assert line["seconds"] > 0
-        assert line["miou"] == pytest.approx(sum(line["miou_each"]) / 2)
-        assert len(set(line["miou_each"])) == 2, "two seeds are two trainings"
-    for name in ROWS[0], ROWS[2], ROWS[3]:
-        assert (run_dir / name / "seed1" / "result.json").exists()
+        assert line["miou_each"][1] == single["miou"], "a process of its own trains the same"
+        assert line["miou_each"][0] != line["miou_each"][1], "two seeds are two trainings"
+        assert set(line["label_free"]) == set(line["selected"]) != set()
     assert not (run_dir / "sim").exists(), "it is the first step of sim_ssl, trained once"
     for seed, miou in enumerate(table[1]["miou_each"]):
         result = json.loads((run_dir / "sim_ssl" / f"seed{seed}" / "step1" / "result.json").read_text())
         assert (result["miou"], result["seed"]) == (miou, seed)
-    assert (run_dir / "table.md").read_text() == markdown(table)
-    print_table(table)
-    shown = capsys.readouterr().out
-    assert all(f"{line['miou']:.1f}" in shown for line in table)
 
+
+def width_of(path: Path) -> int:
+    with Image.open(path) as picture:
+        return picture.width
+
+
+def test_what_is_drawn(folder: Path) -> None:
+    run_dir = folder / "run"
+    rows = ablate(tiny(folder / "data", steps=2), run_dir, [0], ROWS, 1, machine())
+    draw_study(rows, run_dir, machine(), pictures=2)
     pictures = sorted((run_dir / "pictures").glob("*.png"))
-    assert len(pictures) == 4
-    width = np.array(Image.open(data / "adverse/val/labels" / pictures[0].name)).shape[1]
+    assert len(pictures) == 2
+    width = width_of(folder / "data/adverse/val/labels" / pictures[0].name)
     for path in pictures:
-        assert np.array(Image.open(path)).shape[1] == 4 * width + 3 * GAP, "photograph, two models, labels"
-
-    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")}
-    assert ablate(experiment, run_dir, [0, 1], ROWS, Machine(CPU, Terminal())) == table
-    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")} == before
+        assert width_of(path) == 4 * width + 3 * GAP, "photograph, two models, labels"
+    page = (run_dir / "report.html").read_text()
+    assert all(row.title in page for row in rows)
+    assert "confidence interval" in page

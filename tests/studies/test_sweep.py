@@ -1,4 +1,4 @@
-"""Tables 3 and 4: which settings are varied, and one real table at postage-stamp size."""
+"""Tables 3 and 4 and tables like them: which settings are varied, and one real table at postage-stamp size."""
 
 import json
 from pathlib import Path
@@ -6,64 +6,94 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentError
 
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_log import Terminal
+from segadapt.commands.options import experiment_with
+from segadapt.config import Experiment
 from segadapt.errors import InputError
-from segadapt.output.sweep import PAPER_VALUES, markdown, sweep, with_setting
+from segadapt.studies.sweep import PAPER_VALUES, folder_name, sweep, with_setting
 from streets import few, tiny
 
-CPU = torch.device("cpu")
+
+def machine() -> Machine:
+    return Machine(torch.device("cpu"), Terminal(quiet=True))
+
+
+def varied(setting: str, *values: str) -> dict[str, Experiment]:
+    return {value: with_setting(tiny(), setting, value) for value in values}
 
 
 def test_the_values_are_those_of_the_paper() -> None:
-    assert PAPER_VALUES == {"lambda_ci": (0.1, 0.05, 0.01, 0.005, 0.001), "w": (10, 50, 200, 800, 1600)}
+    numbers = {setting: tuple(map(float, values)) for setting, values in PAPER_VALUES.items()}
+    assert numbers == {"lambda_ci": (0.1, 0.05, 0.01, 0.005, 0.001), "w": (10, 50, 200, 800, 1600)}
 
 
 def test_lambda_ci_is_the_weight_of_matching_in_step_1() -> None:
-    varied = with_setting(tiny(), "lambda_ci", 0.05)
-    assert varied.loss.matching == 0.05
-    assert (varied.loss.matching_step2, varied.matching) == (tiny().loss.matching_step2, tiny().matching)
+    changed = with_setting(tiny(), "lambda_ci", "0.05")
+    assert changed.loss.matching == 0.05
+    assert (changed.loss.matching_step2, changed.matching) == (tiny().loss.matching_step2, tiny().matching)
 
 
 def test_w_is_the_size_of_all_rings() -> None:
-    varied = with_setting(tiny(), "w", 200.0)
-    assert (varied.matching.stuff_size, varied.matching.thing_size) == (200, 2000)
-    assert varied.loss == tiny().loss
+    changed = with_setting(tiny(), "w", "200")
+    assert (changed.matching.stuff_size, changed.matching.thing_size) == (200, 2000)
+    assert changed.loss == tiny().loss
     with pytest.raises(InputError, match=r"w is a number of entries, 0\.5 is not"):
-        with_setting(tiny(), "w", 0.5)
-
-
-def test_a_value_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="values"):
-        sweep(tiny(), tmp_path, "w", [10.0, 10.0], [0], Machine(CPU, Terminal()))
+        with_setting(tiny(), "w", "0.5")
+    with pytest.raises(InputError, match="lambda_ci is a number, 'much' is none"):
+        with_setting(tiny(), "lambda_ci", "much")
     with pytest.raises(InputError, match="stuff_size: 0"):
-        sweep(tiny(), tmp_path, "w", [10.0, 0.0], [0], Machine(CPU, Terminal()))
-    assert not list(tmp_path.iterdir()), "refused before anything was trained"
+        with_setting(tiny(), "w", "0")
 
 
-def test_the_table_lies_as_in_the_paper() -> None:
-    table = [{"value": 0.1, "miou": 43.44, "miou_std": None}, {"value": 0.01, "miou": 46.2, "miou_std": 0.52}]
-    assert markdown("lambda_ci", table) == (
-        "| lambda_ci | 0.1 | 0.01 |\n| --- | --- | --- |\n| mIoU % | 43.4 | 46.2 ± 0.5 |\n"
-    )
+def test_any_key_can_be_varied() -> None:
+    changed = experiment_with(tiny(), "translation.method", "lab")
+    assert changed.translation.method == "lab"
+    assert experiment_with(changed, "translation.method", "off") == tiny(), "and nothing else is"
+    assert experiment_with(tiny(), "augmentation.crop", "[32, 32]").augmentation.crop == (32, 32)
+    with pytest.raises(ArgumentError, match=r"translation\.methode"):
+        experiment_with(tiny(), "translation.methode", "lab")
+    with pytest.raises(ArgumentError, match="method"):
+        experiment_with(tiny(), "translation.method", "paint")
+
+
+def test_a_value_is_one_folder() -> None:
+    assert folder_name("lambda_ci", "0.05") == "lambda_ci_0.05"
+    assert folder_name("source.translated", "runs/a b") == "source.translated_runs_a_b"
+
+
+def test_wrong_tables_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"values: \['10', '10\.0'\] holds a value twice"):
+        sweep(varied("w", "10", "10.0"), tmp_path, "w", "sim", [0], 1, machine())
+    with pytest.raises(InputError, match="row translation: source images are not translated"):
+        sweep(varied("w", "10", "20"), tmp_path, "w", "translation", [0], 1, machine())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_real_sweep(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+    data, run_dir = tmp_path / "data", tmp_path / "run"
     data.mkdir()
-    experiment, run_dir = tiny(few(data), steps=2), tmp_path / "run"
-    table = sweep(experiment, run_dir, "lambda_ci", [0.5, 0.001], [0, 1], Machine(CPU, Terminal()))
-    assert [row["value"] for row in table] == [0.5, 0.001]
-    assert table == json.loads((run_dir / "table.json").read_text())
-    assert (run_dir / "table.md").read_text() == markdown("lambda_ci", table)
-    for row in table:
+    experiment = tiny(few(data), steps=2)
+    values = {value: with_setting(experiment, "lambda_ci", value) for value in ("0.5", "0.001")}
+    rows = sweep(values, run_dir, "lambda_ci", "sim", [0, 1], 1, machine())
+    assert [row.title for row in rows] == ["lambda_ci_0.5", "lambda_ci_0.001"]
+    table = json.loads((run_dir / "table.json").read_text())
+    for row, value in zip(table, values, strict=True):
         for seed, miou in enumerate(row["miou_each"]):
-            folder = run_dir / f"lambda_ci_{row['value']:g}" / f"seed{seed}"
+            folder = run_dir / f"lambda_ci_{value}" / f"seed{seed}"
             config = yaml.safe_load((folder / "config.yaml").read_text())
-            assert (config["loss"]["matching"], config["seed"]) == (row["value"], seed)
+            assert (config["loss"]["matching"], config["seed"]) == (float(value), seed)
             assert json.loads((folder / "result.json").read_text())["miou"] == miou
+    assert (table[0]["gain"], table[1]["gain"]["over"]) == (None, "lambda_ci_0.5")
+    as_in_the_paper = [f"{row['miou']:.1f} ± {row['miou_std']:.1f}" for row in table]
+    assert (
+        (run_dir / "table.md")
+        .read_text()
+        .startswith(f"| lambda_ci | 0.5 | 0.001 |\n| --- | --- | --- |\n| mIoU % | {' | '.join(as_in_the_paper)} |\n")
+    )
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")}
-    assert sweep(experiment, run_dir, "lambda_ci", [0.5, 0.001], [0, 1], Machine(CPU, Terminal())) == table
+    assert sweep(values, run_dir, "lambda_ci", "sim", [0, 1], 1, machine()) == rows
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")} == before

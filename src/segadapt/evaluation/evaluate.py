@@ -80,6 +80,7 @@ def _labels_in_strips(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> 
     return labels
 
 
+@torch.inference_mode()  # a fifth faster: the thousands of small operations are not looked at by autograd
 def _label_between(
     above: Float[Tensor, "N W"],
     below: Float[Tensor, "N W"],

@@ -186,8 +186,7 @@ def rows_of(folder: Path) -> list[Row]:
 def _order_of(folder: Path) -> list[str]:
     # a sweep's values stand in table.json as they were given
     table = folder / "table.json"
-    lines = read_left(table, lambda text: dict(enumerate(json.loads(text)))) if table.exists() else {}
-    return [line["name"] for line in lines.values()]
+    return list(read_left(table, lambda text: {row["name"]: row for row in json.loads(text)})) if table.exists() else []
 
 
 def read_run(folder: Path) -> Run:

@@ -54,8 +54,11 @@ def line_of(row: Row, before: Row | None) -> dict[str, Any]:
     """One row of table.json; `before` is what its gain is counted from."""
     results = row.results
     scores = [result["miou"] for result in results]
-    chosen = dict.fromkeys(score for result in results for score in result.get("selected", {}))
-    label_free = dict.fromkeys(score for result in results for score in result.get("label_free", {}))
+    # trainings whose label-free scores were off have none
+    chosen, label_free = (
+        [score for score in HIGHER_IS_BETTER if all(score in result.get(key, {}) for result in results)]
+        for key in ("selected", "label_free")
+    )
     return {
         "name": row.name or row.title,
         "title": row.title,

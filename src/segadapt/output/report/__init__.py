@@ -46,7 +46,7 @@ def write_report(
     """
     rows = read_rows(run_dirs)
     shown, chosen = _measured(rows, device, terminal, pictures)
-    parts = [sections.class_table(rows)]
+    parts = [part for part in (sections.class_table(rows), sections.study(rows)) if part]
     if shown:
         parts.append(_pictures(rows, shown, chosen))
     parts.append(sections.curves(rows))

@@ -28,7 +28,14 @@ from segadapt.output.report.charts import (
 from segadapt.output.report.measure import Measured
 from segadapt.output.report.tables import Cell, Table, as_csv, copy_buttons
 from segadapt.studies.runs import Row, Run, adapted_of, baseline_of
-from segadapt.studies.table import gap_closed
+from segadapt.studies.table import (
+    GAIN_NOTE,
+    gap_closed,
+    header_and_lines,
+    label_free_lines,
+    rank_correlations,
+    table_of,
+)
 
 LOSSES = {
     "loss/segmentation": "source cross-entropy, Eq. (1)",
@@ -179,6 +186,29 @@ def _gain(value: float | None, before: float | None) -> Cell:
     colour = f"rgba(0,114,178,{strength:.2f})" if gain > 0 else f"rgba(230,140,0,{strength:.2f})"
     mark = "▲" if gain > 0 else "▼"
     return Cell(text, shown=f'<span aria-hidden="true">{mark}</span>{shown}', style=f"background:{colour}")
+
+
+def study(rows: Sequence[Row]) -> Section | None:
+    """Paired gains with their intervals, chosen checkpoints, label-free scores; None for a single row."""
+    finished = [row for row in rows if row.results]
+    if len(finished) < 2:
+        return None
+    # the rows of the method build on one another; values of a setting, or several folders, do not
+    one_table = all(row.name for row in finished) and len({row.name for row in finished}) == len(finished)
+    selection = finished[0].runs[0].config.get("selection", {}).get("score", "")
+    table, correlations = table_of(finished, None if one_table else finished[0]), rank_correlations(finished)
+    header, lines = header_and_lines(table, selection)
+    over = "the row above" if one_table else f"“{finished[0].title}”"
+    caption = f"Last models, gains over {over}"
+    shown = Table(caption, tuple(header), tuple(map(tuple, lines))).html()
+    explanation = escape(f"{GAIN_NOTE} An interval that holds 0 is no evidence of a gain.")
+    if "selected" in header:
+        explanation += f" Selected: the checkpoint with the best {escape(selection.replace('_', ' '))}, without labels."
+    if correlations:
+        header, lines = label_free_lines(table, correlations)
+        caption = "Scores that need no target labels: SND, soft neighbourhood density; IM, information maximisation"
+        shown += Table(caption, tuple(header), tuple(map(tuple, lines))).html()
+    return Section("study", "Gains and their certainty", explanation, shown)
 
 
 # ---- curves
