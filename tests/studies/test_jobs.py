@@ -1,0 +1,111 @@
+"""Jobs in processes of their own: they are done, their errors are said, a signal ends them in order."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.run_log import Terminal
+from segadapt.errors import InputError
+from segadapt.studies.jobs import Job, run_jobs
+
+FOLDER = Path(__file__).parent
+
+
+def leave_a_file(path: Path, machine: Machine) -> str:
+    path.write_text(f"{machine.device} {torch.get_num_threads()} {os.getpid()}")
+    return "written"
+
+
+def wait_until_told(path: Path, machine: Machine) -> str:
+    path.write_text("begun")
+    while True:
+        time.sleep(0.05)
+        try:
+            machine.leave_if_stopped()
+        finally:
+            if machine.signals.received:
+                path.write_text("saved")
+
+
+def fail(path: Path, machine: Machine) -> str:
+    while not path.exists():
+        time.sleep(0.05)
+    raise InputError("nonsense: is no value")
+
+
+def quiet_machine() -> Machine:
+    return Machine(torch.device("cpu"), Terminal(quiet=True))
+
+
+def test_each_job_has_a_process_and_its_share_of_the_threads(tmp_path: Path) -> None:
+    jobs = [Job(str(number), partial(leave_a_file, tmp_path / str(number))) for number in range(3)]
+    run_jobs(jobs, 2, quiet_machine())
+    found = [(tmp_path / str(number)).read_text().split() for number in range(3)]
+    assert len({pid for _, _, pid in found} | {str(os.getpid())}) == 4
+    share = str(max(1, torch.get_num_threads() // 2))
+    assert [(device, threads) for device, threads, _ in found] == [("cpu", share)] * 3
+
+
+def test_one_at_a_time_needs_no_process(tmp_path: Path) -> None:
+    run_jobs([Job("0", partial(leave_a_file, tmp_path / "0"))], 8, quiet_machine())
+    assert (tmp_path / "0").read_text().split()[2] == str(os.getpid())
+
+
+def test_an_error_names_its_job_and_the_others_save(tmp_path: Path) -> None:
+    jobs = [
+        Job("the long one", partial(wait_until_told, tmp_path / "long")),
+        Job("the wrong one", partial(fail, tmp_path / "long")),
+        Job("the next one", partial(leave_a_file, tmp_path / "next")),
+    ]
+    with pytest.raises(InputError, match="the wrong one: nonsense: is no value"):
+        run_jobs(jobs, 2, quiet_machine())
+    assert (tmp_path / "long").read_text() == "saved"
+    assert not (tmp_path / "next").exists()
+
+
+STOPPED = """
+import sys
+from functools import partial
+from pathlib import Path
+import torch
+from segadapt.adaptation.machine import Machine, StopSignals
+from segadapt.adaptation.run_log import Terminal
+from segadapt.errors import Stopped
+from segadapt.studies.jobs import Job, run_jobs
+from test_jobs import wait_until_told
+
+if __name__ == "__main__":
+    jobs = [Job(name, partial(wait_until_told, Path(name))) for name in ("a", "b")]
+    with StopSignals() as signals:
+        try:
+            run_jobs(jobs, 2, Machine(torch.device("cpu"), Terminal(quiet=True), signals=signals))
+        except Stopped as stopped:
+            sys.exit(stopped.signum)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_all_in_order(tmp_path: Path, signum: int) -> None:
+    (tmp_path / "main.py").write_text(STOPPED)
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER)}
+    process = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, env=environment, start_new_session=True)
+    files = [tmp_path / "a", tmp_path / "b"]
+    until(lambda: all(file.exists() for file in files))
+    os.killpg(process.pid, signum)  # as Ctrl-C does; even one that cannot be caught does not leave jobs behind
+    assert process.wait(60) == (signum if signum == signal.SIGINT else -signum)
+    until(lambda: [file.read_text() for file in files] == ["saved", "saved"])
+
+
+def until(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
