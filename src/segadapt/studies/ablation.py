@@ -13,7 +13,7 @@ from segadapt.adaptation.procedure import find_domain, row_of
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 from segadapt.studies.cells import Cell, train_cells
-from segadapt.studies.runs import TITLES, Row, read_run
+from segadapt.studies.runs import GENERATOR, TITLES, WARM_UP, Row, read_run
 from segadapt.studies.table import write_tables
 
 
@@ -68,7 +68,7 @@ def default_rows(experiment: Experiment) -> tuple[str, ...]:
 def cell_of(experiment: Experiment, title: str, row: str, folder: Path, shared: Path) -> Cell:
     """A training of a table: `folder` is that of all its seeds, `shared` that of what trainings begin with."""
     seed = f"seed{experiment.seed}"
-    return Cell(title, row, experiment, folder / seed, shared / "warm_up" / seed, shared / "generator" / seed)
+    return Cell(title, row, experiment, folder / seed, shared / WARM_UP / seed, shared / GENERATOR / seed)
 
 
 def folder_of(run_dir: Path, name: str, seed: int, rows: Sequence[str]) -> Path:

@@ -19,7 +19,8 @@ from segadapt.adaptation.run_folder import CONFIG_FILE, MODEL_FILE, RESULT_FILE,
 from segadapt.adaptation.run_log import lines_until
 from segadapt.errors import InputError
 
-SHARED = ("warm_up", "generator")  # folders that the trainings of a table begin with
+WARM_UP, GENERATOR = "warm_up", "generator"
+SHARED = (WARM_UP, GENERATOR)  # folders that the trainings of a table begin with
 TITLES = {
     "source_only": "source only",
     "adabn": "AdaBN (target statistics)",

@@ -21,8 +21,10 @@ from segadapt.output.report.measure import Measured, data_config, measure, pseud
 from segadapt.output.report.page import page
 from segadapt.output.report.pictures import class_legend, figure
 from segadapt.output.report.sections import Section
+from segadapt.output.report.translations import translations
 from segadapt.studies.runs import Row, Run, adapted_of, baseline_of, names_of, read_rows
 
+TRANSLATED = 3  # source images that are shown with their translations
 PSEUDO_LABELS, THRESHOLDS = "pseudo_labels", "thresholds.json"
 
 
@@ -49,6 +51,7 @@ def write_report(
     parts = [part for part in (sections.class_table(rows), sections.study(rows)) if part]
     if shown:
         parts.append(_pictures(rows, shown, chosen))
+    parts += [part for part in (translations(rows, TRANSLATED),) if part]
     parts.append(sections.curves(rows))
     if shown:
         parts += [sections.confusion(shown), sections.reliability(shown)]

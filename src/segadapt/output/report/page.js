@@ -21,8 +21,8 @@ for (const figure of document.querySelectorAll("figure.picture")) {
     return select;
   };
   const last = panels.length - 1;
-  const left = chooser("left", last > 2 ? 1 : 0);
-  const right = chooser("right", last > 2 ? last - 1 : last);
+  const left = chooser("left", figure.dataset.left ?? (last > 2 ? 1 : 0));
+  const right = chooser("right", figure.dataset.right ?? (last > 2 ? last - 1 : last));
   const range = element("input", { type: "range", min: 0, max: 100, step: 1, value: 50 });
   range.setAttribute("aria-label", `divider between two pictures of ${name}`);
   const under = element("img", { className: "under" });

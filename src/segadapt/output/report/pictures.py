@@ -5,7 +5,7 @@ In: images and label maps. Out: figures whose two halves a divider compares, mov
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -34,15 +34,26 @@ def figure(
         (caption, f"{name}, {caption}: {described(labels, space)}", _png(labels, space))
         for caption, labels in label_maps.items()
     ]
-    width, height = _fitted(photograph.shape[1], photograph.shape[0])
+    return _comparison(name, panels, _fitted(photograph.shape[1], photograph.shape[0]))
+
+
+def photographs(name: str, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> str:
+    """As `figure`, of photographs of one size by caption; the divider begins between the first two."""
+    panels = [(caption, f"{name}, {caption}", _jpeg(image)) for caption, image in images.items()]
+    height, width = next(iter(images.values())).shape[:2]
+    return _comparison(name, panels, _fitted(width, height), ' data-left="0" data-right="1"')
+
+
+def _comparison(name: str, panels: Sequence[tuple[str, str, str]], size: tuple[int, int], attributes: str = "") -> str:
+    """The figure of panels (caption, description, address)."""
+    width, height = size
     shown = "".join(
         f'<div class="panel"><img src="{source}" alt="{escape(alt)}" width="{width}" height="{height}">'
         f"<p>{escape(caption)}</p></div>"
         for caption, alt, source in panels
     )
-    return (
-        f'<figure class="picture"><figcaption>{escape(name)}</figcaption><div class="panels">{shown}</div></figure>\n'
-    )
+    caption = f"<figcaption>{escape(name)}</figcaption>"
+    return f'<figure class="picture"{attributes}>{caption}<div class="panels">{shown}</div></figure>\n'
 
 
 def described(labels: Labels, space: LabelSpace, most: int = 4) -> str:
