@@ -18,7 +18,7 @@ def tiny(data: Path = ROOT / "data" / "streets", steps: int = 4) -> Experiment:
         for name in ("source", "target", "test")
     }
     schedule = replace(experiment.schedule, steps=steps, log_every=1, evaluate_every=2)
-    return replace(experiment, **here, schedule=schedule)
+    return replace(experiment, **here, schedule=schedule, selection=replace(experiment.selection, images=4))
 
 
 def few(folder: Path, images: int = 6) -> Path:

@@ -19,7 +19,7 @@ from test_configs import make_formats
 
 # in the order in which a reader would run them: some take what another one has made
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
-    "own_data", "translation", "prediction", "report", "method", "scaling", "weights", "formats", "results", "faq",
+    "own_data", "translation", "prediction", "report", "method", "scaling", "studies", "weights", "formats", "results", "faq",
 ))]  # fmt: skip
 DOMAINS = ("source", "target", "test")
 EXPERIMENT = {"train", "adapt", "ablate", "demo", "sweep", "check-data"}
@@ -67,7 +67,7 @@ def shortened(name: str, words: list[str]) -> list[str]:
         if any("resnet101" in word or "vgg16" in word for word in words) and not NOT_OURS.search(" ".join(words)):
             words += ["--network.weights=random"]
     if name in ("ablate", "demo", "sweep"):
-        words = [*words, "--seeds", "0"]
+        words = [*words, "--seeds", "0", "--jobs", "1"]
     if name == "translate fit":
         words = [*words, "--size=[48,64]", "--filters=4", "--blocks=1", "--steps=1", "--workers=0"]
     return words
