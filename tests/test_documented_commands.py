@@ -19,7 +19,8 @@ from test_configs import make_formats
 
 # in the order in which a reader would run them: some take what another one has made
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
-    "own_data", "translation", "prediction", "report", "method", "scaling", "studies", "weights", "formats", "results", "faq",
+    "own_data", "translation", "prediction", "report", "method", "scaling", "studies", "weights", "formats", "results",
+    "faq",
 ))]  # fmt: skip
 DOMAINS = ("source", "target", "test")
 EXPERIMENT = {"train", "adapt", "ablate", "demo", "sweep", "check-data"}

@@ -47,6 +47,7 @@ LOSSES = {
 }
 MEANINGS = {
     "adversarial": "AA: adversarial adaptation",
+    "translation": "IT: with source images in the style of the target",
     "sim": "SIM: with stuff-and-instance matching (step 1)",
     "sim_ssl": "SSL: with self-training on pseudo-labels (step 2)",
 }
