@@ -30,7 +30,7 @@ from segadapt.commands.options import experiment_from
 from segadapt.config import DataConfig, Experiment
 from timing import compared, options_of, record, rounded
 
-STEPS, WARM_UP, ROUNDS, VERIFIED_STEPS = 15, 4, 3, 2
+STEPS, WARM_UP, ROUNDS, VERIFIED_STEPS = 12, 3, 3, 2
 QUICK_SIZE = (48, 64)
 PEER = "the same steps on random tensors in memory"
 
