@@ -127,7 +127,7 @@ def differences(one: Path, other: Path) -> list[str]:
     """What is not equal in two run folders."""
     found = []
     for step in ("step1", "."):
-        for name in ("model.safetensors", "best.safetensors"):
+        for name in ("model.safetensors", "selected.safetensors", "best.safetensors"):
             found += unequal(load_file(one / step / name), load_file(other / step / name), f"{step}/{name}")
         states = []
         for run in (one, other):

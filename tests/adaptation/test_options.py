@@ -51,20 +51,22 @@ def test_step_2_starts_from_the_initial_weights_or_from_step_1(experiment: Exper
     assert starts["step1"].endswith("step1/model.safetensors")
 
 
-@pytest.mark.parametrize("model", ["last", "best"])
+@pytest.mark.parametrize("model", ["last", "selected", "best"])
 def test_the_model_that_labels(model: str, experiment: Experiment, tmp_path: Path) -> None:
     options = replace(experiment.pseudo_labels, model=model)
     experiment, run_dir = replace(experiment, pseudo_labels=options), tmp_path / "run"
     with pytest.raises(InterruptedError):
         adapt(experiment, run_dir, Machine(CPU, InterruptedAtLabels()))
-    # whichever of both labels, the other is another network
+    # whichever labels, the others are another network
+    files = {"last": "model.safetensors", "selected": "selected.safetensors", "best": "best.safetensors"}
+    used = run_dir / "step1" / files.pop(model)
     other = build_network(replace(experiment.network, weights="random"), STREETS11, seed=5)
-    unused = run_dir / "step1" / ("best.safetensors" if model == "last" else "model.safetensors")
-    save_network(unused, other)
+    unused = [run_dir / "step1" / name for name in files.values()]
+    for path in unused:
+        save_network(path, other)
     result = adapt(experiment, run_dir, Machine(CPU, Terminal()))
     assert result["pseudo_labels_by"] == model
-    used = run_dir / "step1" / ("model.safetensors" if model == "last" else "best.safetensors")
-    for name, file in (("used", used), ("unused", unused)):
+    for name, file in (("used", used), ("unused", unused[0])):
         pseudo_label(file, experiment.target, options, 0, tmp_path / name, Machine(CPU, Terminal()))
     thresholds = (run_dir / "pseudo_labels" / "thresholds.json").read_text()
     assert thresholds == (tmp_path / "used" / "thresholds.json").read_text()

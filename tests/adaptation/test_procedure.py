@@ -21,6 +21,7 @@ from segadapt.cli import main
 from segadapt.config import DataConfig, LossConfig, WarmUpConfig
 from segadapt.data.loading import Batch
 from segadapt.errors import InputError
+from segadapt.evaluation.label_free import HIGHER_IS_BETTER
 from streets import ROOT, few, tiny
 
 CPU = torch.device("cpu")
@@ -43,6 +44,7 @@ def test_the_run_folder_holds_all_that_was_promised(finished: Path) -> None:
             "config.yaml",
             "metrics.jsonl",
             "model.safetensors",
+            "selected.safetensors",
             "best.safetensors",
             "result.json",
         ):
@@ -163,7 +165,7 @@ def test_an_interrupted_training_continues_and_ends_as_an_uninterrupted_one(
     )
     assert one == other, "step 3, made twice, stands once; losses and evaluations are the same"
     assert [line["step"] for line in one if "evaluation" in line] == [2, 4]
-    for name in ("best.safetensors", "model.safetensors"):
+    for name in ("best.safetensors", "selected.safetensors", "model.safetensors"):
         tensors, again = (load_file(tmp_path / run / name) for run in ("whole", "broken"))
         assert all(torch.equal(value, again[key]) for key, value in tensors.items()), name
 
@@ -232,6 +234,8 @@ def test_without_test_images_it_adapts_and_scores_nothing(tmp_path: Path, capsys
     assert "test" not in result["data"]
     assert (run_dir / "model.safetensors").exists()
     assert not (run_dir / "best.safetensors").exists()
+    assert (run_dir / "selected.safetensors").exists(), "chosen without labels"
+    assert set(result["label_free"]) == set(HIGHER_IS_BETTER)
     assert main(["adapt", f"--resume={run_dir}"]) == 0
     assert "no score" in capsys.readouterr().out
     best = replace(experiment, pseudo_labels=replace(experiment.pseudo_labels, model="best"))

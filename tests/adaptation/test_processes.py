@@ -147,7 +147,7 @@ def test_a_killed_process_ends_all_and_the_same_command_continues(two: Path, pai
     _, said = again.communicate(timeout=300)
     assert again.returncode == 0, said
     for step in ("step1", "."):
-        for file in ("model.safetensors", "best.safetensors"):
+        for file in ("model.safetensors", "selected.safetensors", "best.safetensors"):
             ours, theirs = load_file(run_dir / step / file), load_file(two / step / file)
             assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
         assert [scores(line) for line in lines(run_dir / step)] == [scores(line) for line in lines(two / step)]

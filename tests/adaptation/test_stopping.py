@@ -70,7 +70,7 @@ def test_a_stopped_training_continues_bit_by_bit(
     assert [int(path.name.split("-")[0]) for path in saved_states(tmp_path)] == [after]
     run_training(sim, tmp_path, Machine(CPU, Terminal()), "continued")
     assert unmeasured(tmp_path) == unmeasured(whole)
-    for name in ("model.safetensors", "best.safetensors"):
+    for name in ("model.safetensors", "selected.safetensors", "best.safetensors"):
         ours, theirs = load_file(tmp_path / name), load_file(whole / name)
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
