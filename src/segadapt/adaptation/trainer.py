@@ -176,10 +176,12 @@ def refuse_non_finite(report: dict[str, Tensor], step: int) -> None:
     Raises:
         NonFiniteLossError: names the loss and the step.
     """
-    for name, value in report.items():
-        if name.startswith("loss/") and not math.isfinite(float(value)):
+    losses = {name: value for name, value in report.items() if name.startswith("loss/")}
+    # all at once: each value that is read waits for the device
+    for name, value in zip(losses, torch.stack(list(losses.values())).tolist(), strict=True):
+        if not math.isfinite(value):
             raise NonFiniteLossError(
-                f"{name} became {float(value)} at step {step}; the last checkpoint is kept. "
+                f"{name} became {value} at step {step}; the last checkpoint is kept. "
                 "Lower --optimiser.learning_rate, or the weight of this loss"
             )
 
