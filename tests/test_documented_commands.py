@@ -20,7 +20,7 @@ from test_configs import make_formats
 # in the order in which a reader would run them: some take what another one has made
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
     "own_data", "translation", "prediction", "report", "method", "scaling", "studies", "weights", "formats", "results",
-    "faq",
+    "speed", "faq",
 ))]  # fmt: skip
 DOMAINS = ("source", "target", "test")
 EXPERIMENT = {"train", "adapt", "ablate", "demo", "sweep", "check-data"}

@@ -9,6 +9,10 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+# What is done in one go on a CPU: it fits the cache, and torch does not share out so little among threads, which would
+# wait for one another at each of some thousand operations.
+PIXELS_AT_ONCE = 2**15
+
 
 class ConfusionMatrix:
     """Pixel counts, rows = labels, columns = predictions, summed over a whole set of images.
@@ -22,6 +26,7 @@ class ConfusionMatrix:
         self.num_classes = num_classes
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
+    @torch.inference_mode()
     def update(self, predicted: Integer[Tensor, "*size"], labels: Integer[Tensor, "*size"]) -> None:
         """Add the pixels of one or more images.
 
@@ -31,13 +36,17 @@ class ConfusionMatrix:
         if predicted.shape != labels.shape:
             raise ValueError(f"predicted {tuple(predicted.shape)} and labels {tuple(labels.shape)} differ in shape")
         device, n = self.counts.device, self.num_classes
-        # No mask, which would cost more than the counting: what is no class has rows and columns of its own at the
-        # edges of the table, below 0 the first ones, n and more the last.
-        codes = _clamped(labels.to(device), n).mul_(n + 2).add_(_clamped(predicted.to(device), n)).add_(n + 3)
-        table = torch.bincount(codes.flatten(), minlength=(n + 2) ** 2).reshape(n + 2, n + 2)[1:-1]
-        if table[:, [0, -1]].any():
+        at_once = PIXELS_AT_ONCE if device.type == "cpu" else max(1, labels.numel())
+        # No mask, which would cost more than the counting: what is no class has a row and a column of its own.
+        table = torch.zeros((n + 1) ** 2, dtype=torch.int64, device=device)
+        parts = (ids.to(device).flatten().split(at_once) for ids in (labels, predicted))
+        for rows, columns in zip(*parts, strict=True):
+            codes = torch.add(_or_no_class(columns, n), _or_no_class(rows, n), alpha=n + 1)
+            table += torch.bincount(codes, minlength=(n + 1) ** 2)
+        table = table.reshape(n + 1, n + 1)[:n]
+        if table[:, n].any():
             raise ValueError(f"a predicted class lies outside 0..{n - 1}")
-        self.counts += table[:, 1:-1]
+        self.counts += table[:, :n]
 
     def iou(self) -> Float[Tensor, " N"]:
         """IoU of each class in 0..1; NaN for a class that is in neither labels nor predictions."""
@@ -55,7 +64,9 @@ class ConfusionMatrix:
         return float(iou.nanmean() if subset is None else iou[list(subset)].nanmean())
 
 
-def _clamped(ids: Integer[Tensor, "*size"], n: int) -> Integer[Tensor, "*size"]:
-    """A copy with -1 for all below 0 and n for all above, in the smaller of the types that hold (n + 2) ** 2."""
-    small = torch.int16 if (n + 2) ** 2 <= 2**15 else torch.int32
-    return ids.to(small).clamp_(max=n) if ids.dtype == torch.uint8 else ids.clamp(-1, n).to(small)
+def _or_no_class(ids: Integer[Tensor, " pixels"], n: int) -> Integer[Tensor, " pixels"]:
+    """A copy with n for all that are outside 0..n-1, in the smaller of the types that hold (n + 1) ** 2."""
+    small = torch.int16 if (n + 1) ** 2 <= 2**15 else torch.int32
+    if ids.dtype == torch.uint8:
+        return ids.to(small).clamp_(max=n)
+    return ids.where((ids >= 0) & (ids < n), n).to(small)
