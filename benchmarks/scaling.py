@@ -29,7 +29,7 @@ from segadapt.adaptation.step import adaptation_step
 from segadapt.adaptation.trainer import new_state
 from segadapt.commands.options import experiment_from
 from segadapt.data.label_spaces import LabelSpace
-from segadapt.evaluation.evaluate import predict_labels
+from segadapt.evaluation.label_maps import predict_labels
 from segadapt.evaluation.metrics import ConfusionMatrix
 from segadapt.matching import FeatureBank, matching_losses, region_means
 from segadapt.processes import Processes, join, leave, started_processes

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from segadapt.errors import InputError
@@ -16,6 +16,7 @@ SIDES = st.integers(1, 90)
 
 
 @given(SIDES, SIDES)
+@example(1, 2)
 def test_windows_cover_a_side_and_overlap_by_a_third(part: int, more: int) -> None:
     side = part + more - 1
     begin = starts(side, part)

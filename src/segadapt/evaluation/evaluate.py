@@ -6,17 +6,15 @@ Logits go bilinearly (align_corners) to the labels' own size; no test-time augme
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from segadapt.data.label_spaces import IGNORE
 from segadapt.data.loading import EvaluationBatch
-from segadapt.evaluation.metrics import PIXELS_AT_ONCE, ConfusionMatrix
+from segadapt.evaluation.label_maps import predict_labels
+from segadapt.evaluation.metrics import ConfusionMatrix
 from segadapt.networks.deeplab import DeepLab
 from segadapt.processes import ONE_PROCESS, Processes
 
@@ -47,61 +45,6 @@ def predict_logits(network: DeepLab, images: UInt8[Tensor, "B 3 H W"]) -> Float[
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = [network(network.normalisation(image)).logits for image in images.split(1)]
     return torch.cat(logits).float()
-
-
-def predict_labels(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """Most likely class of each pixel at `size` (height, width), the first of several: argmax of `resize_logits`."""
-    if logits.device.type == "cpu" and size[0] >= 4 * logits.shape[1] >= 8:
-        return _labels_in_strips(logits, size)
-    return resize_logits(logits, size).argmax(0).to(torch.uint8)
-
-
-def _labels_in_strips(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """As `predict_labels`, without logits at full size: what lies between two rows of logits is done in the cache.
-
-    Each logit has the bits that F.interpolate gives it: rows are resized first, and in above * (1 - w) + below * w the
-    second product alone is rounded.
-    """
-    (_, rows, _), (height, width) = logits.shape, size
-    pairs = pairwise(resize_logits(logits.contiguous(), (rows, width)).unbind(1))
-    position = torch.arange(height, dtype=torch.float32) * (torch.tensor(rows - 1.0) / (height - 1))
-    row_above = position.int().clamp(max=rows - 2)
-    share_below = (position - row_above).clamp(max=1)[:, None]
-    between = torch.bincount(row_above, minlength=rows - 1).tolist()
-    labels = torch.zeros(size, dtype=torch.uint8)
-    at_once = max(1, PIXELS_AT_ONCE // width)
-    for (above, below), share, strip in zip(pairs, share_below.split(between), labels.split(between), strict=True):
-        for part_of_share, part in zip(share.split(at_once), strip.split(at_once), strict=True):
-            _label_between(above, below, part_of_share, part)
-    return labels
-
-
-@torch.inference_mode()  # a fifth faster: the thousands of small operations are not looked at by autograd
-def _label_between(
-    above: Float[Tensor, "N W"],
-    below: Float[Tensor, "N W"],
-    of_below: Float[Tensor, "H 1"],
-    labels: UInt8[Tensor, "H W"],
-) -> None:
-    """Write the most likely classes of pixel rows between two rows of logits, `of_below` their shares of the lower one.
-
-    `labels` comes as zeros.
-    """
-    of_above = (1 - of_below).expand(labels.shape).contiguous()
-    best = torch.addcmul(below[0] * of_below, above[0], of_above)
-    values, is_better = torch.empty_like(best), torch.empty_like(labels)
-    # numpy where torch has no vector instructions: a comparison of floats that gives bytes
-    values_array, best_array, better_array = values.numpy(), best.numpy(), is_better.numpy().view(bool)
-    for index, here, there in zip(range(1, len(above)), above[1:].unbind(), below[1:].unbind(), strict=True):
-        torch.mul(there, of_below, out=values).addcmul_(here, of_above)
-        np.greater(values_array, best_array, out=better_array)
-        torch.maximum(best, values, out=best)
-        torch.maximum(labels, is_better.mul_(index), out=labels)
-
-
-def resize_logits(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
-    """Logits at `size` (height, width), bilinear with align_corners."""
-    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
 @torch.inference_mode()

@@ -5,13 +5,10 @@ In: predicted and true train ids. Out: IoU a class and its mean over all classes
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
-
-# What is done in one go on a CPU: it fits the cache, and torch does not share out so little among threads, which would
-# wait for one another at each of some thousand operations.
-PIXELS_AT_ONCE = 2**15
 
 
 class ConfusionMatrix:
@@ -35,15 +32,10 @@ class ConfusionMatrix:
         """
         if predicted.shape != labels.shape:
             raise ValueError(f"predicted {tuple(predicted.shape)} and labels {tuple(labels.shape)} differ in shape")
-        device, n = self.counts.device, self.num_classes
-        at_once = PIXELS_AT_ONCE if device.type == "cpu" else max(1, labels.numel())
+        n = self.num_classes
+        count = _counts_by_runs if self.counts.device.type == "cpu" else _counts_by_pixels
         # No mask, which would cost more than the counting: what is no class has a row and a column of its own.
-        table = torch.zeros((n + 1) ** 2, dtype=torch.int64, device=device)
-        parts = (ids.to(device).flatten().split(at_once) for ids in (labels, predicted))
-        for rows, columns in zip(*parts, strict=True):
-            codes = torch.add(_or_no_class(columns, n), _or_no_class(rows, n), alpha=n + 1)
-            table += torch.bincount(codes, minlength=(n + 1) ** 2)
-        table = table.reshape(n + 1, n + 1)[:n]
+        table = count(*(ids.to(self.counts.device).flatten() for ids in (labels, predicted)), n)[:n]
         if table[:, n].any():
             raise ValueError(f"a predicted class lies outside 0..{n - 1}")
         self.counts += table[:, :n]
@@ -64,9 +56,26 @@ class ConfusionMatrix:
         return float(iou.nanmean() if subset is None else iou[list(subset)].nanmean())
 
 
-def _or_no_class(ids: Integer[Tensor, " pixels"], n: int) -> Integer[Tensor, " pixels"]:
-    """A copy with n for all that are outside 0..n-1, in the smaller of the types that hold (n + 1) ** 2."""
-    small = torch.int16 if (n + 1) ** 2 <= 2**15 else torch.int32
-    if ids.dtype == torch.uint8:
-        return ids.to(small).clamp_(max=n)
-    return ids.where((ids >= 0) & (ids < n), n).to(small)
+def _counts_by_pixels(
+    labels: Integer[Tensor, " pixels"], predicted: Integer[Tensor, " pixels"], n: int
+) -> Int64[Tensor, "M M"]:
+    """Pixels of each pair of classes, (n + 1, n + 1); n stands for whatever is outside 0..n-1."""
+    rows, columns = (ids.long().where((ids >= 0) & (ids < n), n) for ids in (labels, predicted))
+    return torch.bincount(rows * (n + 1) + columns, minlength=(n + 1) ** 2).reshape(n + 1, n + 1)
+
+
+def _counts_by_runs(
+    labels: Integer[Tensor, " pixels"], predicted: Integer[Tensor, " pixels"], n: int
+) -> Int64[Tensor, "M M"]:
+    """As above, on a CPU, where a run of equal pairs is one entry: label maps have few runs."""
+    arrays = labels.numpy(), predicted.numpy()
+    label_differs, prediction_differs = (array[1:] != array[:-1] for array in arrays)
+    differs = np.logical_or(label_differs, prediction_differs, out=label_differs)
+    starts = np.append(np.zeros(min(len(labels), 1), int), np.flatnonzero(differs) + 1)
+    lengths = np.diff(starts, append=len(labels))
+    rows, columns = (array[starts].astype(np.int64) for array in arrays)
+    for ids in (rows, columns):
+        ids[(ids < 0) | (ids >= n)] = n
+    # weights are float64, in which every count of pixels is exact
+    counts = np.bincount(rows * (n + 1) + columns, weights=lengths, minlength=(n + 1) ** 2)
+    return torch.from_numpy(counts).long().reshape(n + 1, n + 1)

@@ -16,7 +16,8 @@ from segadapt.config import DataConfig
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.data.loading import evaluation_batches
 from segadapt.data.readers import find_pairs
-from segadapt.evaluation.evaluate import predict_labels, predict_logits
+from segadapt.evaluation.evaluate import predict_logits
+from segadapt.evaluation.label_maps import predict_labels
 from segadapt.networks.weights import load_network
 
 CAPTION_HEIGHT = 22

@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from segadapt.data.transforms import resize_image
 from segadapt.errors import InputError
-from segadapt.evaluation.evaluate import resize_logits
+from segadapt.evaluation.label_maps import resize_logits
 from segadapt.networks.deeplab import DeepLab
 
 Target = Literal["onnx", "torch-export"]

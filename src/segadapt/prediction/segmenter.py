@@ -17,7 +17,8 @@ from torch import Tensor
 
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.errors import InputError
-from segadapt.evaluation.evaluate import predict_logits, resize_logits
+from segadapt.evaluation.evaluate import predict_logits
+from segadapt.evaluation.label_maps import resize_logits
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.weights import load_network, read_metadata
 from segadapt.prediction import View

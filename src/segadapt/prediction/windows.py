@@ -79,7 +79,8 @@ def canvas_of(image: tuple[int, int], tested: tuple[int, int] | None, view: View
 def starts(side: int, part: int) -> tuple[int, ...]:
     """Where windows of length `part` begin on a side: the fewest that overlap by OVERLAP, evenly spaced."""
     steps = ceil((side - part) / (part * (1 - OVERLAP)))
-    return tuple(round(step * (side - part) / max(steps, 1)) for step in range(steps + 1))
+    begin = (round(step * (side - part) / max(steps, 1)) for step in range(steps + 1))
+    return tuple(dict.fromkeys(begin))  # windows of a pixel or two would begin twice at the same place
 
 
 def ramp(part: int) -> Float[np.ndarray, " part"]:

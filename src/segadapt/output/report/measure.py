@@ -19,7 +19,8 @@ from segadapt.data.label_spaces import IGNORE, LabelSpace, remap
 from segadapt.data.loading import evaluation_batches
 from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.data.transforms import resize_labels
-from segadapt.evaluation.evaluate import predict_logits, resize_logits
+from segadapt.evaluation.evaluate import predict_logits
+from segadapt.evaluation.label_maps import resize_logits
 from segadapt.evaluation.metrics import ConfusionMatrix
 from segadapt.networks.weights import load_network
 
