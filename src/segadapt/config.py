@@ -89,7 +89,7 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class TranslationConfig:
-    """Source images in the target's style (the paper's IT), for the rows that adapt.
+    """Source images in the target's style (the paper's IT), for the rows + IT, + SIM and + SSL.
 
     Args:
         method: While training, each with a target image drawn at random: 'lab': mean and deviation of the Lab channels
@@ -455,7 +455,7 @@ class Experiment:
             `source_validation`; without a root those of the source itself.
         classes: Class names to train; empty: all that source and target have in common.
         augmentation: Random transforms of both domains.
-        translation: Source images in the target's style, for the rows that adapt.
+        translation: Source images in the target's style, for the rows + IT, + SIM and + SSL.
         cyclegan: How the generator of translation method 'cyclegan' is trained.
         network: The segmentation network.
         loss: Weights of the losses.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from segadapt.adaptation.procedure import row_of
 from segadapt.adaptation.step import TrainState, adaptation_step
-from segadapt.adaptation.trainer import new_state, refuse_non_finite
+from segadapt.adaptation.trainer import new_state, finite_losses
 from segadapt.cli import main
 from segadapt.config import (
     ClassifierAgreement,
@@ -65,7 +65,7 @@ def finite_after(state: TrainState, source: Batch, target: Batch | None, steps: 
     report = {}
     for _ in range(steps):
         report = adaptation_step(state, source, target)
-        refuse_non_finite(report, state.step)
+        finite_losses(report, state.step)
     for room in (state.segmenter, state.discriminator, state.bank):
         for name, value in room.state_dict().items():
             assert value.isfinite().all(), name
@@ -164,7 +164,7 @@ def test_an_overflow_stops_by_name_and_step(blow_up, loss):
     blow_up(state)
     report = adaptation_step(state, batch(None), batch(None, seed=1))
     with pytest.raises(NonFiniteLossError, match=rf"^{loss} became (nan|inf) at step {state.step}; .*Lower"):
-        refuse_non_finite(report, state.step)
+        finite_losses(report, state.step)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from segadapt.adaptation.step import (
     learning_rate_factor,
     upsample,
 )
-from segadapt.adaptation.trainer import new_state, refuse_non_finite
+from segadapt.adaptation.trainer import new_state, finite_losses
 from segadapt.config import (
     ClassifierAgreement,
     Experiment,
@@ -301,7 +301,7 @@ def test_the_step_fools_with_eq_2_and_judges_with_both_halves_of_eq_3() -> None:
 
 def test_a_loss_that_is_no_number_is_named_with_its_step() -> None:
     with pytest.raises(NonFiniteLossError, match=r"loss/stuff became nan at step 7"):
-        refuse_non_finite({"loss/segmentation": torch.tensor(1.0), "loss/stuff": torch.tensor(torch.nan)}, 7)
+        finite_losses({"loss/segmentation": torch.tensor(1.0), "loss/stuff": torch.tensor(torch.nan)}, 7)
 
 
 def test_an_unknown_row_is_refused() -> None:

@@ -94,9 +94,16 @@ def test_off_is_the_default_and_returns_the_image() -> None:
 
 @pytest.mark.parametrize(
     ("row", "translated"),
-    [("source_only", False), ("target_only", False), ("adabn", False), ("adversarial", True), ("sim", True)],
+    [
+        ("source_only", False),
+        ("target_only", False),
+        ("adabn", False),
+        ("adversarial", False),
+        ("translation", True),
+        ("sim", True),
+    ],
 )
-def test_rows_that_do_not_adapt_have_no_translated_images(row: str, translated: bool) -> None:
+def test_rows_above_translation_read_the_originals(row: str, translated: bool) -> None:
     experiment = replace(
         Experiment(), translation=TranslationConfig("lab"), source=DataConfig(root="a", translated="b")
     )

@@ -6,7 +6,6 @@ whose run was stopped, it continues.
 """
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -28,11 +27,11 @@ from segadapt.adaptation.run_folder import (
     versions,
 )
 from segadapt.adaptation.run_log import Metrics, command_line
-from segadapt.adaptation.trainer import memory_mib
+from segadapt.adaptation.trainer import finite_losses, memory_mib
 from segadapt.config import AugmentationConfig, CycleGanConfig, DataConfig
 from segadapt.data.loading import evaluation_batches, training_batches
 from segadapt.data.readers import ImageSet, find_pairs
-from segadapt.errors import InputError, NonFiniteLossError, Stopped
+from segadapt.errors import InputError, Stopped
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.weights import load_network
 from segadapt.translation.cyclegan import Generator, generate, save_generator
@@ -163,7 +162,7 @@ def _train(
             machine.leave_if_stopped()
             source, target = next(batches)
             report = cyclegan_step(state, source, target)
-            _refuse_non_finite(report, state.step)
+            losses = finite_losses(report, state.step, "--learning_rate")
             last = state.step == config.steps
             if last or state.step % config.log_every == 0:
                 means = processes.sum(torch.stack(list(report.values()))) / processes.count
@@ -176,7 +175,7 @@ def _train(
                 }
                 metrics.write(state.step, {**numbers, **line})
                 logged, logged_step = time.perf_counter(), state.step
-            machine.terminal.advance(f"cycle {float(report['loss/cycle']):.3f}")
+            machine.terminal.advance(f"cycle {losses['loss/cycle']:.3f}")
             if not last and config.save_every and state.step % config.save_every == 0:
                 save()
     except Stopped:
@@ -185,15 +184,6 @@ def _train(
     save()
     machine.terminal.finish_progress()
     return numbers
-
-
-def _refuse_non_finite(report: dict[str, Tensor], step: int) -> None:
-    for name, value in report.items():
-        if not math.isfinite(float(value)):
-            raise NonFiniteLossError(
-                f"{name} became {float(value)} at step {step}; the last checkpoint is kept. "
-                "Lower --learning_rate, or the weight of this loss"
-            )
 
 
 def _configuration(config: CycleGanConfig, source: ImageSet, target: ImageSet, seed: int) -> dict[str, Any]:

@@ -125,13 +125,14 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     segmenter.train()
     segmenter_autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=state.device.type == "cuda")
     state.segmenter_optimiser.zero_grad(set_to_none=True)
+    source, target = on_device(source, state.device), on_device(target, state.device) if target is not None else None
 
     # Eq. (1): cross-entropy on the source.
     segmenter.update_running_statistics(target is None or segmenter.config.batch_norm != "source_target_separate")
     source_logits, source_regions = [], []
     labelled = labelled_pixels(source.labels, processes)
     for part, is_last in parts_of(source, state.accumulate):
-        images, labels = part.images.to(state.device), part.labels.to(state.device)
+        images, labels = part.images, part.labels
         with averaged_gradients(state.parallel_segmenter, is_last and not target_has_loss):
             with segmenter_autocast:
                 output = state.parallel_segmenter(segmenter.normalisation(images))
@@ -160,7 +161,7 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
         segmenter.update_running_statistics(True)
         labelled = labelled_pixels(target.labels, processes)
         for part, is_last in parts_of(target, state.accumulate):
-            images, labels = part.images.to(state.device), part.labels.to(state.device)
+            images, labels = part.images, part.labels
             share = len(part.images) / len(target.images)
             with averaged_gradients(state.parallel_segmenter, is_last), torch.set_grad_enabled(target_has_loss):
                 with segmenter_autocast:
@@ -223,6 +224,12 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     return dict(report)
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where it is computed with; from pinned memory without waiting for what the device does."""
+    images, labels = (each.to(device, non_blocking=True) for each in (batch.images, batch.labels))
+    return Batch(images, labels, batch.names)
+
+
 def parts_of(batch: Batch, parts: int) -> Iterator[tuple[Batch, bool]]:
     """A batch in equal parts, one after another (gradient accumulation), and whether it is the last of them."""
     size = len(batch.images) // parts
@@ -270,7 +277,7 @@ def cross_entropy(
     Paper: a sum over pixels; the mean is what its learning rate belongs to.
     """
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / ((labels != IGNORE).sum().clamp(min=1) if labelled is None else labelled.to(logits.device))
+    return total / ((labels != IGNORE).sum().clamp(min=1) if labelled is None else labelled)
 
 
 def domain_loss(judged: Float[Tensor, "B 1 h w"], is_target: bool, gan: str) -> Float[Tensor, ""]:
@@ -295,12 +302,13 @@ def agrees(segmenter: DeepLab, regions: Regions) -> Tensor:
 
 def may_match(segmenter: DeepLab, regions: Regions, matching: MatchingConfig) -> Tensor:
     """Target regions that pass the classifier filter where it is asked for, (R,) bool."""
-    asked = torch.where(
-        regions.is_thing,
-        torch.tensor(matching.classifier_agreement.target_things, device=regions.is_thing.device),
-        torch.tensor(matching.classifier_agreement.target_stuff, device=regions.is_thing.device),
-    )
-    return agrees(segmenter, regions) | ~asked
+    agreement, is_thing = matching.classifier_agreement, regions.is_thing
+    not_asked = torch.zeros_like(is_thing)
+    if not agreement.target_things:
+        not_asked = not_asked | is_thing
+    if not agreement.target_stuff:
+        not_asked = not_asked | ~is_thing
+    return agrees(segmenter, regions) | not_asked
 
 
 def set_learning_rates(state: TrainState) -> None:

@@ -151,14 +151,14 @@ def train(
             machine.leave_if_stopped()
             target = next(target_stream) if target_stream is not None else None
             report = adaptation_step(state, next(source_stream), target)
-            refuse_non_finite(report, state.step)
+            losses = finite_losses(report, state.step)
             last = state.step == schedule.steps
             if last or state.step % schedule.log_every == 0:
                 seconds, steps = time.perf_counter() - logged, state.step - logged_step
                 images = steps * schedule.batch_size * (1 if target is None else 2) * processes.count
                 metrics.write(state.step, line_of(state, report, images / max(seconds, 1e-9)))
                 logged, logged_step = time.perf_counter(), state.step
-            terminal.advance(f"loss {float(report['loss/segmentation']):.3f}")
+            terminal.advance(f"loss {losses['loss/segmentation']:.3f}")
             if not last and schedule.save_every and state.step % schedule.save_every == 0:
                 save()
     except Stopped:
@@ -170,20 +170,21 @@ def train(
     return checks
 
 
-def refuse_non_finite(report: dict[str, Tensor], step: int) -> None:
-    """Stop at the first loss that is no number.
+def finite_losses(report: dict[str, Tensor], step: int, rate: str = "--optimiser.learning_rate") -> dict[str, float]:
+    """The losses as numbers, read in one wait for the device; `rate` is the option that would be lowered.
 
     Raises:
-        NonFiniteLossError: names the loss and the step.
+        NonFiniteLossError: one is NaN or infinite; names it and the step.
     """
     losses = {name: value for name, value in report.items() if name.startswith("loss/")}
-    # all at once: each value that is read waits for the device
-    for name, value in zip(losses, torch.stack(list(losses.values())).tolist(), strict=True):
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+    for name, value in values.items():
         if not math.isfinite(value):
             raise NonFiniteLossError(
                 f"{name} became {value} at step {step}; the last checkpoint is kept. "
-                "Lower --optimiser.learning_rate, or the weight of this loss"
+                f"Lower {rate}, or the weight of this loss"
             )
+    return values
 
 
 def line_of(state: TrainState, report: dict[str, Tensor], images_per_second: float) -> dict[str, Any]:

@@ -47,12 +47,14 @@ class Regions:
 
     def select(self, chosen: Bool[Tensor, " R"] | Int[Tensor, " n"]) -> "Regions":
         """The regions that a mask keeps, or that indices name in their order; gradients pass."""
+        # a mask is looked at once, not once for each tensor: a GPU is waited for each time
+        index = chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen
         return Regions(
-            features=self.features[chosen],
-            class_index=self.class_index[chosen],
-            image_index=self.image_index[chosen],
-            area=self.area[chosen],
-            is_thing=self.is_thing[chosen],
+            features=self.features.index_select(0, index),
+            class_index=self.class_index.index_select(0, index),
+            image_index=self.image_index.index_select(0, index),
+            area=self.area.index_select(0, index),
+            is_thing=self.is_thing.index_select(0, index),
         )
 
 
@@ -92,20 +94,20 @@ def shrink_labels(
     if min(size) < 1:
         raise ValueError(f"size must be at least (1, 1), not {size}")
     pick = _aligned_pixels if sampling == "aligned" else _nearest_pixels
-    rows, columns = (pick(full, small).to(labels.device) for full, small in zip(labels.shape[1:], size, strict=True))
+    rows, columns = (pick(full, small, labels.device) for full, small in zip(labels.shape[1:], size, strict=True))
     return labels[:, rows[:, None], columns]
 
 
-def _aligned_pixels(full: int, small: int) -> Int[Tensor, " small"]:
+def _aligned_pixels(full: int, small: int, device: torch.device) -> Int[Tensor, " small"]:
     """Integer arithmetic, so that a half is a half: floor(i * (full - 1) / (small - 1) + 1/2)."""
     steps = max(small - 1, 1)  # a single feature lies over pixel 0, as in torch
-    return (2 * torch.arange(small) * (full - 1) + steps) // (2 * steps)
+    return (2 * torch.arange(small, device=device) * (full - 1) + steps) // (2 * steps)
 
 
-def _nearest_pixels(full: int, small: int) -> Int[Tensor, " small"]:
+def _nearest_pixels(full: int, small: int, device: torch.device) -> Int[Tensor, " small"]:
     """In float32 like torch's own table: exact arithmetic would differ where i * full / small is whole."""
-    scale = torch.tensor(full, dtype=torch.float32) / small
-    return (torch.arange(small, dtype=torch.float32) * scale).floor().long().clamp(max=full - 1)
+    scale = float(np.float32(full) / np.float32(small))
+    return (torch.arange(small, dtype=torch.float32, device=device) * scale).floor().long().clamp(max=full - 1)
 
 
 def region_means(
@@ -147,8 +149,7 @@ def region_means(
         raise ValueError(f"max_instances ({max_instances}) and min_area ({min_area}) must be at least 1")
 
     row_map, table = _find_regions(labels.cpu().numpy(), space, max_instances, connectivity, min_area)
-    rows = torch.from_numpy(row_map).to(features.device)
-    class_index, image_index, area, is_thing, row = torch.from_numpy(table).to(features.device)
+    rows, (class_index, image_index, area, is_thing, row) = (_sent(each, features.device) for each in (row_map, table))
     largest = int(table[4].max(initial=-1)) + 1  # regions of the image that has most
 
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -164,6 +165,12 @@ def region_means(
             sums = torch.bmm(pixels, member.transpose(1, 2)).transpose(1, 2)
         means = sums.flatten(0, 1).index_select(0, image_index * largest + row) / area[:, None].to(dtype)
     return Regions(means, class_index, image_index, area, is_thing.bool())
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on the device, without waiting for what the device does."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _find_regions(

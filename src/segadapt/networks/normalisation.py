@@ -6,6 +6,7 @@ and with its file.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, UInt8
@@ -31,9 +32,17 @@ class Normalisation:
         values = images.float()
         if self.bgr:
             values = values.flip(1)
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
+        mean, std = _constants(self.mean, self.std, images.device)
         return (values - mean) / std
+
+
+@lru_cache
+def _constants(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:
+    # kept on the device: sending them anew would wait for it at every step
+    both = torch.tensor([mean, std]).to(device).view(2, 1, 3, 1, 1)
+    return both[0], both[1]
 
 
 # torchvision's ImageNet files: mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225) of images in 0..1.
