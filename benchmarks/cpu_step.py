@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from segadapt.adaptation.machine import keep_freed_memory
-from segadapt.adaptation.procedure import SOURCE, TARGET, row_of
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.step import TrainState, adaptation_step
 from segadapt.adaptation.trainer import new_state
+from segadapt.adaptation.training import SOURCE, TARGET
 from segadapt.commands.options import experiment_from
 from segadapt.config import Experiment
 from segadapt.data.loading import Batch, training_batches

@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 from full_size_step import random_batch
 from matching_share import CPU, batches_of, reduced, space_of
 from segadapt.adaptation.machine import Machine, keep_freed_memory
-from segadapt.adaptation.procedure import row_of, run_training
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.run_folder import MODEL_FILE
 from segadapt.adaptation.run_log import Terminal
 from segadapt.adaptation.step import adaptation_step
 from segadapt.adaptation.trainer import new_state
+from segadapt.adaptation.training import run_training
 from segadapt.commands.options import experiment_from
 from segadapt.config import DataConfig, Experiment
 from timing import compared, options_of, record, rounded

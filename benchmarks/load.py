@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from segadapt.adaptation.apply_model import evaluate_model, pseudo_label
 from segadapt.adaptation.machine import Machine, keep_freed_memory
-from segadapt.adaptation.procedure import evaluate_model, pseudo_label, run_training
 from segadapt.adaptation.run_log import Terminal
+from segadapt.adaptation.training import run_training
 from segadapt.commands.options import experiment_from
 from segadapt.config import DataConfig, NetworkConfig, PseudoLabelConfig
 from segadapt.data.label_spaces import STREETS11

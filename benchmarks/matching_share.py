@@ -19,9 +19,10 @@ import torch
 from full_size_step import random_batch
 from segadapt.adaptation import step as step_module
 from segadapt.adaptation.machine import keep_freed_memory
-from segadapt.adaptation.procedure import SOURCE, TARGET, row_of
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.step import TrainState
 from segadapt.adaptation.trainer import new_state
+from segadapt.adaptation.training import SOURCE, TARGET
 from segadapt.commands.options import experiment_from
 from segadapt.config import Experiment, NetworkConfig
 from segadapt.data.label_spaces import CITYSCAPES, LabelSpace, common

@@ -47,8 +47,8 @@ def label(root: Path, way: str) -> None:
     # Not above: the system hands a process's peak on to the one it starts, so the starting one stays small.
     import torch
 
+    from segadapt.adaptation.apply_model import pseudo_label
     from segadapt.adaptation.machine import Machine
-    from segadapt.adaptation.procedure import pseudo_label
     from segadapt.adaptation.run_log import Terminal
     from segadapt.config import NetworkConfig, PseudoLabelConfig
     from segadapt.data.label_spaces import STREETS11

@@ -24,7 +24,7 @@ from full_size_step import random_batch
 from matching_share import CPU, reduced, space_of
 from matching_step import plain_regions
 from segadapt.adaptation.machine import keep_freed_memory
-from segadapt.adaptation.procedure import row_of
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.step import adaptation_step
 from segadapt.adaptation.trainer import new_state
 from segadapt.commands.options import experiment_from

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.procedure import adapt, run_training
+from segadapt.adaptation.procedure import adapt
 from segadapt.adaptation.run_log import Terminal
+from segadapt.adaptation.training import run_training
 from segadapt.cli import main
 from segadapt.config import AugmentationConfig, DataConfig, Experiment, TranslationConfig
 from segadapt.data.loading import Batch, TrainingSet, training_batches

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import oracle
-from segadapt.adaptation.procedure import row_of
 from segadapt.adaptation.pseudo_labels import confident_prediction
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.step import (
     TrainState,
     adaptation_step,

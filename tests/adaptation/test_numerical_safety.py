@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segadapt.adaptation.procedure import row_of
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.step import TrainState, adaptation_step
-from segadapt.adaptation.trainer import new_state, finite_losses
+from segadapt.adaptation.trainer import finite_losses, new_state
 from segadapt.cli import main
 from segadapt.config import (
     ClassifierAgreement,

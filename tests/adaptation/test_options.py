@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from segadapt.adaptation.apply_model import pseudo_label
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.procedure import adapt, pseudo_label, step2_of
+from segadapt.adaptation.procedure import adapt
+from segadapt.adaptation.rows import step2_of
 from segadapt.adaptation.run_log import Terminal
 from segadapt.adaptation.trainer import segmenter_optimiser
 from segadapt.config import Experiment, NetworkConfig, OptimiserConfig

@@ -13,10 +13,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from segadapt.adaptation.apply_model import evaluate_model
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.procedure import adapt, evaluate_model, row_of, run_training
+from segadapt.adaptation.procedure import adapt
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.run_log import Terminal
 from segadapt.adaptation.step import TrainState, adaptation_step
+from segadapt.adaptation.training import run_training
 from segadapt.cli import main
 from segadapt.config import DataConfig, LossConfig, WarmUpConfig
 from segadapt.data.loading import Batch

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segadapt.adaptation.procedure import row_of
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.step import (
     TrainState,
     adaptation_step,
@@ -20,7 +20,7 @@ from segadapt.adaptation.step import (
     learning_rate_factor,
     upsample,
 )
-from segadapt.adaptation.trainer import new_state, finite_losses
+from segadapt.adaptation.trainer import finite_losses, new_state
 from segadapt.config import (
     ClassifierAgreement,
     Experiment,

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from segadapt.adaptation.checkpoints import saved_states
 from segadapt.adaptation.machine import Machine, StopSignals
-from segadapt.adaptation.procedure import adapt, row_of, run_training
+from segadapt.adaptation.procedure import adapt
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.run_log import Terminal
+from segadapt.adaptation.training import run_training
 from segadapt.cli import main
 from segadapt.config import Experiment
 from segadapt.errors import Stopped

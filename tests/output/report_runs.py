@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from segadapt.adaptation.procedure import row_of
+from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.run_folder import config_text
 from segadapt.config import DataConfig, Experiment, LossConfig, ScheduleConfig
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from segadapt.adaptation.procedure import row_of
+from segadapt.adaptation.rows import row_of
 from segadapt.commands.options import experiment_from
 from segadapt.config import AugmentationConfig, DataConfig, Experiment, TranslationConfig
 from segadapt.data.loading import Batch, training_batches

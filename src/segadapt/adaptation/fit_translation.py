@@ -18,14 +18,7 @@ from torch import Tensor
 
 from segadapt.adaptation.checkpoints import digest_of, restore, save_state
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.run_folder import (
-    CONFIG_FILE,
-    RESULT_FILE,
-    config_text,
-    data_of,
-    finished_result,
-    versions,
-)
+from segadapt.adaptation.run_folder import CONFIG_FILE, RESULT_FILE, config_text, data_of, finished_result, versions
 from segadapt.adaptation.run_log import Metrics, command_line
 from segadapt.adaptation.trainer import finite_losses, memory_mib
 from segadapt.config import AugmentationConfig, CycleGanConfig, DataConfig

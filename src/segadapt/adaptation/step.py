@@ -21,14 +21,7 @@ from segadapt.adaptation.pseudo_labels import override
 from segadapt.config import LossConfig, MatchingConfig, OptimiserConfig
 from segadapt.data.label_spaces import IGNORE
 from segadapt.data.loading import Batch
-from segadapt.matching import (
-    FeatureBank,
-    Regions,
-    correct_labels,
-    matching_losses,
-    region_means,
-    shrink_labels,
-)
+from segadapt.matching import FeatureBank, Regions, correct_labels, matching_losses, region_means, shrink_labels
 from segadapt.matching.losses import matched
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.discriminator import Discriminator

@@ -22,7 +22,7 @@ def add_options(command: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Score and print."""
-    from segadapt.adaptation.procedure import evaluate_model
+    from segadapt.adaptation.apply_model import evaluate_model
 
     with machine_of(options) as machine:
         result = evaluate_model(Path(options.model), options.data, machine, options.restricted_argmax, options.workers)

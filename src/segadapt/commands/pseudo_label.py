@@ -28,7 +28,7 @@ def add_options(command: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Label the images and say where the labels are."""
-    from segadapt.adaptation.procedure import pseudo_label
+    from segadapt.adaptation.apply_model import pseudo_label
 
     out = Path(options.out)
     with machine_of(options) as machine:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from segadapt.adaptation.procedure import EVALUATION_BATCH
+from segadapt.adaptation.domains import EVALUATION_BATCH
 from segadapt.config import AugmentationConfig, DataConfig, Experiment, MatchingConfig, NetworkConfig
 from segadapt.data.decoding import image_size, read_image, read_raw_ids
 from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace, common, remap

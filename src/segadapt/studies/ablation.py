@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from segadapt.adaptation.domains import find_domain
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.procedure import find_domain, row_of
+from segadapt.adaptation.rows import row_of
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 from segadapt.studies.cells import Cell, train_cells

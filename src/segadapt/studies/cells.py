@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.procedure import ADAPTING, finished_row, row_of, train_row, translated_source, warm_up
+from segadapt.adaptation.procedure import finished_row, train_row, translated_source, warm_up
+from segadapt.adaptation.rows import ADAPTING, row_of
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 from segadapt.studies.jobs import Job, run_jobs

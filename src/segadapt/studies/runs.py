@@ -77,7 +77,7 @@ class Row:
     """One row of the tables, one line of the charts.
 
     Args:
-        name: As `procedure.row_of` knows it, and sim_ssl; empty where it is something else.
+        name: As `row_of` knows it, and sim_ssl; empty where it is something else.
         title: What the report calls it.
         runs: A training for each seed.
     """

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.procedure import row_of, warm_up_of
+from segadapt.adaptation.rows import row_of, warm_up_of
 from segadapt.adaptation.run_folder import config_text
 from segadapt.config import Experiment
 from segadapt.errors import InputError

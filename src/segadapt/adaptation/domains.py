@@ -1,0 +1,44 @@
+"""The image sets of an experiment, and how all processes go through one of them.
+
+In: the domains of an experiment. Out: image sets whose errors say which domain they are about; the classes that are
+trained; batches before each of which all processes leave if one was told to.
+"""
+
+from collections.abc import Iterator
+from math import ceil
+
+from segadapt.adaptation.machine import Machine
+from segadapt.config import DataConfig, Experiment
+from segadapt.data.label_spaces import LabelSpace, common
+from segadapt.data.loading import EvaluationBatch
+from segadapt.data.readers import ImageSet, find_pairs
+from segadapt.errors import InputError
+
+EVALUATION_BATCH = 4
+
+
+def find_domain(name: str, data: DataConfig, labelled: bool) -> ImageSet:
+    """`find_pairs`, whose errors say which domain they are about."""
+    try:
+        return find_pairs(data, labelled)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def trained_space(experiment: Experiment, source: ImageSet, target: ImageSet) -> LabelSpace:
+    """The classes source and target have in common, or those of them that the experiment names."""
+    space = common(source.space, target.space)
+    return space.restrict(experiment.classes) if experiment.classes else space
+
+
+def stoppable(batches: Iterator[EvaluationBatch], images: int, machine: Machine) -> Iterator[EvaluationBatch]:
+    """The batches of this process; before each, all processes leave if one was told to.
+
+    A process with fewer batches than the others asks as often as they do.
+    """
+    rounds = ceil(ceil(images / machine.processes.count) / EVALUATION_BATCH)
+    for _ in range(rounds):
+        machine.leave_if_stopped()
+        batch = next(batches, None)
+        if batch is not None:
+            yield batch
