@@ -71,6 +71,16 @@ def test_an_error_names_its_job_and_the_others_save(tmp_path: Path) -> None:
     assert not (tmp_path / "next").exists()
 
 
+def end_abruptly(machine: Machine) -> str:
+    os._exit(7)
+
+
+def test_a_job_that_is_killed_is_named() -> None:
+    jobs = [Job("the killed one", end_abruptly), Job("the other one", end_abruptly)]
+    with pytest.raises(InputError, match="one: its process ended with exit code 7"):
+        run_jobs(jobs, 2, quiet_machine())
+
+
 STOPPED = """
 import sys
 from functools import partial

@@ -6,6 +6,7 @@ order: each saves what it has and leaves.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -95,10 +96,12 @@ class Worker:
         Raises:
             InputError: it failed.
         """
-        text = self.said.recv() if self.said.poll() else ""
+        try:
+            text = self.said.recv()
+        except EOFError:  # it was killed, or ended by an error of the program, which Python has printed
+            text = f"its process ended with exit code {self.process.exitcode}"
         if self.process.exitcode:
-            why = text or f"its process ended with exit code {self.process.exitcode}; its message stands above"
-            raise InputError(f"{self.job.name}: {why}")
+            raise InputError(f"{self.job.name}: {text}")
         return text
 
 
@@ -121,6 +124,8 @@ def work(job: Job, device: torch.device, threads: int, deterministic: bool, said
     os.setpgid(0, 0)  # Ctrl-C is for the parent, which then asks its children once
     threading.Thread(target=leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.use_deterministic_algorithms(deterministic)
     keep_freed_memory()
     try:
@@ -138,4 +143,4 @@ def leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), 15)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -6,12 +6,11 @@ In: an experiment for each value. Out: `RUN_DIR/<setting>_<value>/seed<N>/` run 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.rows import row_of, warm_up_of
-from segadapt.adaptation.run_folder import config_text
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 from segadapt.studies.ablation import cell_of, refuse_no_test
@@ -62,11 +61,10 @@ def sweep(
             row_of(experiment, row)
     refuse_no_test(experiments[0])
     # what trainings begin with is shared if the setting leaves it alone
-    one_warm_up = len({config_text(asdict(warm_up_of(experiment))) for experiment in experiments}) == 1
-    one_generator = len({config_text(asdict(experiment.cyclegan)) for experiment in experiments}) == 1
+    beginnings = {(warm_up_of(each), each.cyclegan, each.source, each.target) for each in experiments}
     cells = []
     for value, experiment in varied.items():
-        shared = run_dir if one_warm_up and one_generator else folders[value]
+        shared = run_dir if len(beginnings) == 1 else folders[value]
         for seed in seeds:
             title = f"{setting} {value}"
             cells.append(cell_of(replace(experiment, seed=seed), title, row, folders[value], shared))
