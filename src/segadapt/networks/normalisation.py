@@ -32,17 +32,20 @@ class Normalisation:
         values = images.float()
         if self.bgr:
             values = values.flip(1)
-        mean, std = _constants(self.mean, self.std, images.device)
+        # what an export traces is no tensor to keep
+        constants = _constants if torch.compiler.is_compiling() else _kept_constants
+        mean, std = constants(self.mean, self.std, images.device)
         return (values - mean) / std
 
 
-@lru_cache
 def _constants(
     mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
 ) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:
-    # kept on the device: sending them anew would wait for it at every step
     both = torch.tensor([mean, std]).to(device).view(2, 1, 3, 1, 1)
     return both[0], both[1]
+
+
+_kept_constants = lru_cache(_constants)  # sending them anew would wait for the device at every step
 
 
 # torchvision's ImageNet files: mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225) of images in 0..1.
