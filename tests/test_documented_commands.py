@@ -70,7 +70,7 @@ def shortened(name: str, words: list[str]) -> list[str]:
     if name in ("ablate", "demo", "sweep"):
         words = [*words, "--seeds", "0", "--jobs", "1"]
     if name == "translate fit":
-        words = [*words, "--size=[48,64]", "--filters=4", "--blocks=1", "--steps=1", "--workers=0"]
+        words = [*words, "--size=[48,64]", "--crop=null", "--filters=4", "--blocks=1", "--steps=1", "--workers=0"]
     return words
 
 
