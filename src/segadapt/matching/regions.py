@@ -7,7 +7,7 @@ features and nothing else.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cc3d
 import numpy as np
@@ -154,17 +154,42 @@ def region_means(
 
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        pixels = features.to(dtype).flatten(2)
-        member = (rows[:, None] == torch.arange(largest, device=rows.device)[:, None]).to(dtype)
-        # Both orders of the product are the same sums; the one that fits the memory layout writes its
-        # gradient in that layout too. Forward and backward at 2048x91x161, 30 regions, 1 thread: 82 ms
-        # against 400 (contiguous), 103 ms against 333 (channels_last).
-        if features.stride(1) == 1 and features.shape[1] > 1:
-            sums = torch.bmm(member, pixels.transpose(1, 2))
-        else:
-            sums = torch.bmm(pixels, member.transpose(1, 2)).transpose(1, 2)
+        sums = _RegionSums.apply(features.to(dtype).flatten(2), rows, largest)
         means = sums.flatten(0, 1).index_select(0, image_index * largest + row) / area[:, None].to(dtype)
     return Regions(means, class_index, image_index, area, is_thing.bool())
+
+
+class _RegionSums(torch.autograd.Function):
+    """Sums (B, n, C) of the pixels (B, C, P) of each region, of which `rows` (B, P) has the number, -1 for none.
+
+    A matrix product with zeros and ones, whose gradient is no product but a copy: each pixel has that of its region, in
+    the memory layout of the pixels. At 2048x65x129, 30 regions, 1 thread of an EPYC: 8 ms against 38 as a product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, pixels: Float[Tensor, "B C P"], rows: Int[Tensor, "B P"], regions: int
+    ) -> Float[Tensor, "B n C"]:
+        ctx.save_for_backward(rows)
+        ctx.channels_last = pixels.stride(1) == 1 and pixels.shape[1] > 1
+        member = (rows[:, None] == torch.arange(regions, device=rows.device)[:, None]).to(pixels.dtype)
+        return torch.bmm(member, pixels.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Float[Tensor, "B n C"]) -> tuple[Float[Tensor, "B C P"], None, None]:
+        (rows,), (gradient,) = ctx.saved_tensors, grad_outputs
+        batch, regions, channels = gradient.shape
+        of_regions = torch.cat([gradient, gradient.new_zeros(batch, 1, channels)], 1)  # the last: no region
+        index = rows.long().where(rows >= 0, regions)
+        if ctx.channels_last:
+            of_pixels = gradient.new_empty(batch, rows.shape[1], channels)
+            for image, numbers in enumerate(index):
+                torch.index_select(of_regions[image], 0, numbers, out=of_pixels[image])
+            return of_pixels.transpose(1, 2), None, None
+        of_pixels = gradient.new_empty(batch, channels, rows.shape[1])
+        for image, numbers in enumerate(index):
+            torch.index_select(of_regions[image].T.contiguous(), 1, numbers, out=of_pixels[image])
+        return of_pixels, None, None
 
 
 def _sent(array: np.ndarray, device: torch.device) -> Tensor:
