@@ -18,7 +18,7 @@ from torch import Tensor
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import predict_logits
-from segadapt.evaluation.label_maps import resize_logits
+from segadapt.evaluation.label_maps import predict_labels, resize_logits
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.weights import load_network, read_metadata
 from segadapt.prediction import View
@@ -120,8 +120,8 @@ class Segmenter:
         logits = iter(self._logits_of(parts))
         for image, canvas in zip(images, canvases, strict=True):
             whole = blended(canvas, (next(logits) for _ in canvas.corners))
-            labels = resize_logits(whole, (image.shape[0], image.shape[1])).argmax(0)
-            yield Prediction(labels.to(torch.uint8).cpu().numpy(), whole, self.label_space, canvas)
+            labels = predict_labels(whole, (image.shape[0], image.shape[1]))
+            yield Prediction(labels.cpu().numpy(), whole, self.label_space, canvas)
 
     def _logits_of(self, parts: list[np.ndarray]) -> list[Float[Tensor, "N _ _"]]:
         logits: list[Tensor] = []

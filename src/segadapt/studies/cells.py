@@ -94,6 +94,7 @@ def train_cells(cells: Sequence[Cell], jobs: int, machine: Machine) -> None:
     """
     if jobs > 1 and machine.processes.count > 1:
         raise InputError("--jobs: torchrun's processes train one network together; use --jobs 1, or no torchrun")
+    # a row that an experiment does not have is said here, before any training
     waiting = [cell for cell in cells if not machine.processes.share(cell.finished())]
     if jobs > 1:  # two cells must not make the same thing at the same time
         adapting = [cell for cell in waiting if cell.row in ADAPTING]

@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.rows import row_of, warm_up_of
+from segadapt.adaptation.rows import warm_up_of
 from segadapt.config import Experiment
 from segadapt.errors import InputError
 from segadapt.studies.ablation import cell_of, refuse_no_test
 from segadapt.studies.cells import train_cells
 from segadapt.studies.runs import Row, read_run
-from segadapt.studies.table import markdown, rank_correlations, score_text, table_of, write_tables
-from segadapt.whole_file import whole_file
+from segadapt.studies.table import markdown_table, score_text, table_of, write_tables
 
 # the values of the paper's tables
 PAPER_VALUES = {
@@ -56,9 +55,6 @@ def sweep(
     folders = {value: run_dir / folder_name(setting, value) for value in varied}
     if len(set(folders.values())) < len(folders) or any(e in experiments[:i] for i, e in enumerate(experiments)):
         raise InputError(f"values: {list(varied)} holds a value twice; name each once")
-    if row != "sim_ssl":
-        for experiment in experiments:
-            row_of(experiment, row)
     refuse_no_test(experiments[0])
     # what trainings begin with is shared if the setting leaves it alone
     beginnings = {(warm_up_of(each), each.cyclegan, each.source, each.target) for each in experiments}
@@ -74,9 +70,8 @@ def sweep(
         Row("", folder.name, tuple(read_run(folder / f"seed{seed}") for seed in seeds)) for folder in folders.values()
     ]
     if machine.processes.is_first:
-        write_tables(rows, run_dir, experiments[0].selection.score, rows[0])
-        with whole_file(run_dir / "table.md") as file:
-            file.write(values_to_the_right(setting, list(varied), rows).encode())
+        head = values_to_the_right(setting, list(varied), rows)
+        write_tables(rows, run_dir, experiments[0].selection.score, rows[0], head)
     return rows
 
 
@@ -105,8 +100,5 @@ def with_setting(experiment: Experiment, setting: str, value: str) -> Experiment
 
 
 def values_to_the_right(setting: str, values: Sequence[str], rows: Sequence[Row]) -> str:
-    """The layout of the paper's Tables 3 and 4; below it the table with gains over the first value."""
-    table = table_of(rows, rows[0])
-    lines = ([setting, *values], ["---"] * (len(values) + 1), ["mIoU %", *map(score_text, table)])
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"{text}\n{markdown(table, rank_correlations(rows), rows[0].runs[0].config['selection']['score'])}"
+    """The layout of the paper's Tables 3 and 4."""
+    return markdown_table([setting, *values], [["mIoU %", *map(score_text, table_of(rows))]])

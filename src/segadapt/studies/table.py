@@ -224,21 +224,22 @@ def markdown(
     table: Sequence[dict[str, Any]], correlations: dict[str, dict[str, Any]] | None = None, selection: str = ""
 ) -> str:
     """The tables for a document."""
-    text = _markdown_table(*header_and_lines(table, selection))
+    text = markdown_table(*header_and_lines(table, selection))
     closed = gap_closed(table)
     if closed is not None:
         text += f"\nGap closed: {closed:.0f} %\n"
     if any(len(row["seeds"]) > 1 for row in table):
         text += "\n" + GAIN_NOTE + "\n"
     if correlations:
-        text += "\n" + _markdown_table(*label_free_lines(table, correlations))
+        text += "\n" + markdown_table(*label_free_lines(table, correlations))
     return text
 
 
 GAIN_NOTE = "Gain: mean of the differences seed by seed, with its 95 % confidence interval (t distribution)."
 
 
-def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table for a document."""
     rows = [header, ["---"] * len(header), *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -264,14 +265,14 @@ def print_study(rows: Sequence[Row], selection: str, as_json: bool, baseline: Ro
         console.print(f"gap between source only and target only closed: {closed:.0f} %", highlight=False)
 
 
-def write_tables(rows: Sequence[Row], out: Path, selection: str, baseline: Row | None = None) -> None:
-    """Write `table.json`, `label_free.json` and `table.md` into a folder."""
+def write_tables(rows: Sequence[Row], out: Path, selection: str, baseline: Row | None = None, head: str = "") -> None:
+    """Write `table.json`, `label_free.json` and `table.md`, which begins with the table `head`, into a folder."""
     table, correlations = table_of(rows, baseline), rank_correlations(rows)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("table.json", json.dumps(table, indent=1)),
         ("label_free.json", json.dumps(correlations, indent=1)),
-        ("table.md", markdown(table, correlations, selection)),
+        ("table.md", (head and f"{head}\n") + markdown(table, correlations, selection)),
     ):
         with whole_file(out / name) as file:
             file.write(text.encode())
