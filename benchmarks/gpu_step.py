@@ -11,9 +11,9 @@ weights, full banks. In this order, each part guarded so that a failure is writt
 2. what the machine can do: the rate of a large dense bf16 matrix product
 3. what a step asks for: FLOPs, counted from the shapes (no hardware is needed for that)
 4. where the host waits for the device within one step, by the line that waits
-5. variants at each batch size: one change after another, kept for the next where it was faster
-6. matching alone: its time, and its share of the shipped step
-7. a profile of the shipped step and of the fastest one, as tables
+5. at each batch size the straightforward step (eager, float32 with TF32), ours, and ours with each change
+   (what matching adds to each, `share_of_matching`; a profile, as a table)
+6. matching alone
 
 Everything goes to runs/bench/gpu.json, written anew after each part; tables to runs/bench/gpu_profile.*.txt. Variants
 that would begin after `--seconds` are left out and named.
@@ -28,23 +28,25 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from full_size_step import random_batch
 from segadapt.adaptation import step as step_module
 from segadapt.adaptation.step import TrainState, adaptation_step
-from segadapt.adaptation.trainer import new_state
+from segadapt.adaptation.trainer import fastest_convolutions, new_state
 from segadapt.config import Experiment, NetworkConfig, OptimiserConfig, ScheduleConfig
 from segadapt.data.label_spaces import CITYSCAPES
 from segadapt.data.loading import Batch
-from segadapt.matching import FeatureBank, correct_labels, matching_losses, region_means, shrink_labels
+from segadapt.matching import FeatureBank, matching_losses, region_means, shrink_labels
 from segadapt.networks.deeplab import DeepLab, SegmentationOutput
 from segadapt.networks.discriminator import Discriminator
 from segadapt.networks.normalisation import IMAGENET_RGB
@@ -60,96 +62,102 @@ class Sizes:
     source: tuple[int, int] = (720, 1280)
     target: tuple[int, int] = (512, 1024)
     matrix: int = 8192
-    warm_up: int = 5
-    rounds: int = 20
+    warm_up: int = 4
+    rounds: int = 10
     backbone: str = "resnet101"
     compile_backend: str = "inductor"
+    images: int = 1  # of each domain in a batch
 
 
 QUICK = Sizes((64, 96), (64, 80), 256, 1, 1, "efficientnet_lite0", "eager")
 
 
-# ---- what is changed, one thing at a time
+# ---- what is changed
 
 
-class Eager(nn.Module):
-    """The straightforward step's segmenter: no autocast, images as they come (N, C, H, W)."""
-
-    def __init__(self, network: DeepLab) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> SegmentationOutput:
-        with torch.autocast(images.device.type, enabled=False):
-            features = self.network.backbone(images)
-            return SegmentationOutput(features, self.network.classifier(features))
-
-
-class Bf16Discriminator(nn.Module):
-    """The discriminator under bf16 autocast, judgements in float32."""
+class Float32(nn.Module):
+    """A network that no autocast reaches, images as they come (N, C, H, W)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, probabilities: Tensor) -> Tensor:
-        with torch.autocast(probabilities.device.type, torch.bfloat16):
-            return self.network(probabilities).float()
+    def forward(self, images: Tensor) -> Any:
+        with torch.autocast(images.device.type, enabled=False):
+            if not isinstance(self.network, DeepLab):
+                return self.network(images)
+            features = self.network.backbone(images)
+            return SegmentationOutput(features, self.network.classifier(features))
 
 
 def eager(state: TrainState, sizes: Sizes) -> None:
-    state.parallel_segmenter = Eager(state.segmenter)
-    for optimiser in (state.segmenter_optimiser, state.discriminator_optimiser):
-        set_optimiser(optimiser, foreach=False)
-
-
-def channels_last(state: TrainState, sizes: Sizes) -> None:
-    state.segmenter.to(memory_format=torch.channels_last)
-    state.discriminator.to(memory_format=torch.channels_last)
-
-
-def fused_optimisers(state: TrainState, sizes: Sizes) -> None:
-    for optimiser in (state.segmenter_optimiser, state.discriminator_optimiser):
-        set_optimiser(optimiser, fused=True)
-
-
-def bf16_discriminator(state: TrainState, sizes: Sizes) -> None:
-    state.parallel_discriminator = Bf16Discriminator(state.parallel_discriminator)
+    """The straightforward step: float32 (TF32 in convolutions, as torch has it), PyTorch's defaults everywhere."""
+    state.parallel_segmenter = Float32(state.segmenter)
+    state.parallel_discriminator = Float32(state.discriminator)
     state.discriminator = state.parallel_discriminator  # the same parameters, which the optimiser holds
+    state.one_size = False
+    for optimiser in (state.segmenter_optimiser, state.discriminator_optimiser):
+        for group in optimiser.param_groups:
+            group.update(fused=None, foreach=None)
+    step_module.upsample = plain_upsample  # undone by `variant_step`
 
 
-def compiled_losses(state: TrainState, sizes: Sizes) -> None:
-    # undone by `variant_step`
-    for name in ("upsample", "cross_entropy", "domain_loss"):
-        setattr(step_module, name, torch.compile(PLAIN[name], backend=sizes.compile_backend, dynamic=False))
+def plain_upsample(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=True)
 
 
-def compiled_segmenter(state: TrainState, sizes: Sizes) -> None:
-    state.parallel_segmenter = torch.compile(state.parallel_segmenter, backend=sizes.compile_backend, dynamic=False)
+def compiled(state: TrainState, sizes: Sizes) -> None:
+    """torch.compile of the segmenter, once for each domain's size."""
+    state.parallel_segmenter = torch.compile(state.segmenter, backend=sizes.compile_backend, dynamic=False)
+
+
+def compiled_with_graphs(state: TrainState, sizes: Sizes) -> None:
+    """The same, its kernels launched as CUDA graphs."""
+    mode = "reduce-overhead" if sizes.compile_backend == "inductor" else None
+    state.parallel_segmenter = torch.compile(state.segmenter, backend=sizes.compile_backend, mode=mode, dynamic=False)
+
+
+class OneSize(nn.Module):
+    """The segmenter, for images of one size: what a CUDA graph is made of."""
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        return self.segmenter(images)
+
+
+class Graphed(nn.Module):
+    """Forward and backward of the segmenter, its kernels unchanged, as CUDA graphs; a pair for each size."""
+
+    def __init__(self, segmenter: nn.Module, sizes: Sizes, images: int, device: torch.device) -> None:
+        super().__init__()
+        samples = [torch.randn(images, 3, *size, device=device) for size in (sizes.source, sizes.target)]
+        modules = tuple(OneSize(segmenter) for _ in samples)
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            graphed = torch.cuda.make_graphed_callables(modules, tuple((sample,) for sample in samples))
+        self.of_size = dict(zip([sample.shape for sample in samples], graphed, strict=True))
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        return self.of_size[images.shape](images)
 
 
 def cuda_graphs(state: TrainState, sizes: Sizes) -> None:
-    """Only forward and backward of the segmenter: the regions, between them, are found on the host."""
+    """Only the segmenter: the regions, between its two passes, are found on the host."""
     if state.device.type == "cuda":
-        state.parallel_segmenter = torch.compile(state.segmenter, mode="reduce-overhead", dynamic=False)
-
-
-def set_optimiser(optimiser: torch.optim.Optimizer, fused: bool | None = None, foreach: bool | None = None) -> None:
-    for group in optimiser.param_groups:
-        group.update(fused=fused, foreach=foreach)
+        state.segmenter.train()
+        state.parallel_segmenter = Graphed(state.segmenter, sizes, sizes.images, state.device)
 
 
 Change = Callable[[TrainState, Sizes], None]
 PEER, SHIPPED = "eager TF32", "shipped"
 CHANGES: dict[str, Change] = {
-    "channels-last weights": channels_last,
-    "fused optimisers": fused_optimisers,
-    "bf16 discriminator": bf16_discriminator,
-    "compiled losses": compiled_losses,
-    "compiled segmenter": compiled_segmenter,
     "CUDA graphs": cuda_graphs,
+    "compiled": compiled,
+    "compiled, CUDA graphs": compiled_with_graphs,
 }
-PLAIN = {name: getattr(step_module, name) for name in ("upsample", "cross_entropy", "domain_loss")}
+UPSAMPLE = step_module.upsample
 
 
 @dataclass
@@ -227,15 +235,21 @@ class Bench:
             return source, target
         return tuple(Batch(each.images.pin_memory(), each.labels.pin_memory(), each.names) for each in (source, target))
 
-    def variant_step(self, changes: Sequence[Change], images: int) -> Callable[[], dict[str, Tensor]]:
-        """A step with these changes on a new state."""
-        for name, function in PLAIN.items():
-            setattr(step_module, name, function)
+    def variant_step(
+        self, changes: Sequence[Change], images: int
+    ) -> tuple[Callable[[], dict[str, Tensor]], TrainState]:
+        """A step with these changes, and the new state that it changes."""
+        step_module.upsample = UPSAMPLE
         torch.compiler.reset()
         state, (source, target) = self.new_state(), self.batches(images)
         for change in changes:
-            change(state, self.sizes)
-        return lambda: adaptation_step(state, source, target)
+            change(state, replace(self.sizes, images=images))
+
+        def step() -> dict[str, Tensor]:
+            with fastest_convolutions(state.one_size):
+                return adaptation_step(state, source, target)
+
+        return step, state
 
 
 # ---- the parts
@@ -245,15 +259,15 @@ def losses_agree(bench: Bench) -> dict[str, Any]:
     """The losses of the first step: as shipped, beside float32 without TF32. On the CPU both are float32."""
 
     def losses(changes: Sequence[Change]) -> dict[str, float]:
-        report = bench.variant_step(changes, 1)()
+        report = bench.variant_step(changes, 1)[0]()
         return {name: float(value) for name, value in report.items() if name.startswith("loss/")}
 
     torch.backends.cudnn.allow_tf32 = False
     exact = losses([eager])
     torch.backends.cudnn.allow_tf32 = True
     shipped = losses([])
-    off = {name: abs(shipped[name] - value) / max(abs(value), 1e-3) for name, value in exact.items()}
-    return {"float32": exact, "shipped": shipped, "relative": off, "agree": max(off.values()) < LOSS_TOLERANCE}
+    off = largest_difference(exact, shipped)
+    return {"float32": exact, "shipped": shipped, "largest_difference": off, "agree": off < LOSS_TOLERANCE}
 
 
 def matching_agrees(bench: Bench) -> dict[str, Any]:
@@ -324,9 +338,8 @@ def counted_flop(sizes: Sizes, aspp_branches: int = 4) -> dict[str, float]:
 def host_waits(bench: Bench) -> dict[str, Any]:
     """How often, and at which lines, the host waits for the device in one shipped step."""
     if bench.device.type != "cuda":
-        bench.variant_step([], 1)()
         return {"count": None, "why": "a CPU waits for nothing"}
-    step = bench.variant_step([], 1)
+    step, _ = bench.variant_step([], 1)
     step()
     bench.wait()
     torch.cuda.set_sync_debug_mode("warn")
@@ -341,65 +354,60 @@ def host_waits(bench: Bench) -> dict[str, Any]:
     return {"count": len(waits), "lines": dict(lines.most_common())}
 
 
-def timed(bench: Bench, changes: Sequence[Change], images: int) -> dict[str, float]:
-    """Milliseconds of a step, its model FLOP rate, that as a share of the dense rate, and peak memory."""
-    step = bench.variant_step(changes, images)
+def timed(bench: Bench, name: str, changes: Sequence[Change], images: int) -> dict[str, Any]:
+    """Milliseconds of a step with and without matching, its model FLOP rate, and that as a share of the dense rate."""
+    step, state = bench.variant_step(changes, images)
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    losses = {loss: float(value) for loss, value in step().items() if loss.startswith("loss/")}
+    line: dict[str, Any] = {"losses": losses, "first_step_seconds": time.perf_counter() - start}
     taken = bench.milliseconds(step)
-    losses = [float(value) for name, value in step().items() if name.startswith("loss/")]
-    if not all(loss == loss for loss in losses):
-        raise ArithmeticError(f"a loss is no number: {losses}")
     median = statistics.median(taken)
-    line = {"milliseconds": median, "shortest": min(taken), "longest": max(taken)}
+    line |= {"milliseconds": median, "shortest": min(taken), "longest": max(taken)}
     if bench.device.type == "cuda":
         line["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     rate = bench.found["flop"]["step"] * images / median  # GFLOP a millisecond are TFLOP/s
     line["model_tflop_per_second"] = rate
     line["share_of_dense"] = rate / bench.found["dense"]["tflop_per_second"]
+    line["device_busy_milliseconds"] = profile(bench, f"batch{images}.{name.replace(' ', '_')}", step)
+    state.loss = replace(state.loss, matching=0.0)
+    line["share_of_matching"] = 1 - statistics.median(bench.milliseconds(step)) / median
     return line
 
 
-def variants(bench: Bench, images: int, wanted: Sequence[str]) -> list[Change]:
-    """Time each variant; a change stays for those after it if it made the step at least 2 % faster.
-
-    Returns:
-        The changes that stayed.
-    """
+def variants(bench: Bench, images: int, wanted: Sequence[str]) -> None:
+    """Time the straightforward step, ours, and ours with each change; all have the same losses at their first step."""
     key = f"batch {images}"
     lines = bench.found.setdefault(key, {})
 
-    def measured(name: str, changes: Sequence[Change]) -> float:
-        if time.monotonic() > bench.deadline:
-            lines[name] = {"left out": "no time left (--seconds)"}
-            return float("inf")
-        line = bench.part(f"{key}: {name}", lambda: timed(bench, changes, images))
-        lines[name] = bench.found.pop(f"{key}: {name}")
-        bench.write()
-        return line.get("milliseconds", float("inf"))
-
-    peer = measured(PEER, [eager]) if PEER in wanted else float("inf")
-    kept: list[Change] = []
-    best = measured(SHIPPED, kept) if SHIPPED in wanted else float("inf")
-    for name, change in CHANGES.items():
+    for name, changes in {PEER: [eager], SHIPPED: [], **{name: [change] for name, change in CHANGES.items()}}.items():
         if name not in wanted:
             continue
-        # CUDA graphs compile the segmenter too, so they stand in place of its plain compilation
-        before = [each for each in kept if name != "CUDA graphs" or each is not compiled_segmenter]
-        taken = measured(f"+ {name}", [*before, change])
-        if taken < 0.98 * best:
-            kept, best = [*before, change], taken
-    names = [name for name, change in CHANGES.items() if change in kept]
-    lines["fastest"] = {"changes": names, "milliseconds": best, "times_faster_than_eager": peer / best}
-    if lines.get(SHIPPED, {}).get("milliseconds"):
-        lines[SHIPPED]["times_faster_than_eager"] = peer / lines[SHIPPED]["milliseconds"]
-    bench.write()
-    return kept
+        if time.monotonic() > bench.deadline:
+            lines[name] = {"left out": "no time left (--seconds)"}
+            continue
+        bench.part(f"{key}: {name}", lambda name=name, changes=changes: timed(bench, name, changes, images))
+        line = lines[name] = bench.found.pop(f"{key}: {name}")
+        peer = lines.get(PEER, {})
+        if "milliseconds" in peer and "milliseconds" in line:
+            line["times_faster_than_eager"] = peer["milliseconds"] / line["milliseconds"]
+            line["losses_off"] = off = largest_difference(peer["losses"], line["losses"])
+            line["losses_agree"] = off < LOSS_TOLERANCE
+        bench.write()
+
+
+def largest_difference(exact: dict[str, float], other: dict[str, float]) -> float:
+    """Of losses, relative; NaN where one is NaN."""
+    return max(
+        (abs(other[name] - value) / max(abs(value), 1e-3) for name, value in exact.items()),
+        key=lambda off: (off != off, off),
+    )
 
 
 def matching_alone(bench: Bench, images: int) -> dict[str, float]:
-    """The matching room on feature maps of the step's size: everything from labels to the gradient of the features."""
+    """The matching room on feature maps of the step's size, with nothing else for the device to do meanwhile."""
     state, (source, target) = bench.new_state(), bench.batches(images)
     outputs = []
     for batch in (source, target):
@@ -412,38 +420,33 @@ def matching_alone(bench: Bench, images: int) -> dict[str, float]:
 
     def match() -> None:
         target_features.grad = None
-        size = (source_logits.shape[-2], source_logits.shape[-1])
-        correct = correct_labels(source_logits.argmax(1), shrink_labels(source_labels, size))
+        correct = step_module.correctly_classified(source_logits, source_labels, state)()
         regions = step_module.find_regions(source_features, correct, state)
         state.bank.store(regions.select(step_module.agrees(state.segmenter, regions)))
-        size = (target_logits.shape[-2], target_logits.shape[-1])
-        labels = step_module.override(target_logits.argmax(1), shrink_labels(target_labels, size), state.override)
+        labels = step_module.target_labels(target_logits, target_labels, state)()
         regions = step_module.find_regions(target_features, labels, state)
-        regions = regions.select(step_module.may_match(state.segmenter, regions, state.matching))
-        stuff, instance = matching_losses(regions, state.bank)
+        among = step_module.may_match(state.segmenter, regions, state.matching)
+        stuff, instance = matching_losses(regions, state.bank, among=among)
         (stuff + instance).backward()
 
     taken = statistics.median(bench.milliseconds(match))
-    step = bench.found[f"batch {images}"].get(SHIPPED, {}).get("milliseconds")
-    return {"milliseconds": taken, "share_of_shipped_step": taken / step if step else float("nan")}
+    return {"milliseconds": taken}
 
 
-def profile(bench: Bench, name: str, changes: Sequence[Change], images: int) -> dict[str, str]:
-    """A table of the operations of one step, the dearest first."""
-    step = bench.variant_step(changes, images)
-    for _ in range(bench.sizes.warm_up):
-        step()
-    bench.wait()
+def profile(bench: Bench, name: str, step: Callable[[], object]) -> float:
+    """A table of the operations of one step, the dearest first, and the milliseconds for which the device was busy."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if bench.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
+    bench.wait()
     with torch.profiler.profile(activities=activities) as recorded:
         step()
         bench.wait()
+    operations = recorded.key_averages()
     order = "self_cuda_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
-    file = bench.out / f"gpu_profile.{name}.txt"
-    file.write_text(recorded.key_averages().table(sort_by=order, row_limit=50, max_name_column_width=80))
-    return {"table": str(file)}
+    table = operations.table(sort_by=order, row_limit=200, max_name_column_width=80)
+    (bench.out / f"gpu_profile.{name}.txt").write_text(table)
+    return sum(each.self_device_time_total for each in operations if each.device_type == DeviceType.CUDA) / 1e3
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -472,17 +475,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench.part("dense", lambda: dense_rate(bench))
     bench.part("flop", lambda: counted_flop(sizes))
     bench.part("host waits", lambda: host_waits(bench))
-    first = options.batches[0]
-    fastest: list[Change] = []
     for images in options.batches:
-        kept = variants(bench, images, options.variants)
-        fastest = kept if images == first else fastest
+        variants(bench, images, options.variants)
         bench.part(f"matching alone, batch {images}", lambda images=images: matching_alone(bench, images))
-    bench.part("profile shipped", lambda: profile(bench, "shipped", [], first))
-    if fastest:
-        bench.part("profile fastest", lambda: profile(bench, "fastest", fastest, first))
-    for name, function in PLAIN.items():
-        setattr(step_module, name, function)
+    step_module.upsample = UPSAMPLE
 
 
 if __name__ == "__main__":

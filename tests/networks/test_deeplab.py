@@ -33,13 +33,21 @@ def equal(first, second):
 
 
 @pytest.mark.parametrize("branches", [2, 4])
-def test_classifier_is_the_sum_of_its_branches(branches):
-    classifier = Classifier(8, 5, branches)
+@pytest.mark.parametrize("size", [(9, 13), (1, 1), (31, 27)], ids=str)  # below and above the dilations
+def test_classifier_is_the_sum_of_its_branches(branches, size):
+    classifier = Classifier(8, 5, branches).double()
+    for parameter in classifier.parameters():
+        torch.nn.init.normal_(parameter)
     assert [branch.dilation[0] for branch in classifier.branches] == list(ASPP_DILATIONS[:branches])
-    features = torch.randn(2, 8, 9, 13)
-    expected = sum(branch(features) for branch in classifier.branches)
-    torch.testing.assert_close(classifier(features), expected)
-    assert classifier(features).shape == (2, 5, 9, 13)
+    features = torch.randn(2, 8, *size, dtype=torch.float64, requires_grad=True)
+    logits, expected = classifier(features), sum(branch(features) for branch in classifier.branches)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(classifier.by_convolutions(features), expected)
+    assert logits.shape == (2, 5, *size)
+    wanted = (features, *classifier.parameters())
+    weights = torch.randn_like(logits)
+    for ours, plain in zip(*(torch.autograd.grad(y, wanted, weights) for y in (logits, expected)), strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 def test_classifier_starts_small():

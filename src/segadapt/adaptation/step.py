@@ -6,9 +6,10 @@ pseudo-labels. Source only, adversarial, AdaBN and target only are weights of ze
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +22,16 @@ from segadapt.adaptation.pseudo_labels import override
 from segadapt.config import LossConfig, MatchingConfig, OptimiserConfig
 from segadapt.data.label_spaces import IGNORE
 from segadapt.data.loading import Batch
-from segadapt.matching import FeatureBank, Regions, correct_labels, matching_losses, region_means, shrink_labels
+from segadapt.matching import (
+    FeatureBank,
+    Regions,
+    correct_labels,
+    matching_losses,
+    on_host,
+    region_means,
+    shrink_labels,
+    to_device,
+)
 from segadapt.matching.losses import matched
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.discriminator import Discriminator
@@ -43,6 +53,7 @@ class TrainState:
     override: str
     decay_steps: int
     accumulate: int
+    one_size: bool
     device: torch.device
     processes: Processes
     step: int = 0
@@ -116,7 +127,7 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     report: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=state.device))
     set_learning_rates(state)
     segmenter.train()
-    segmenter_autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=state.device.type == "cuda")
+    half_precision = torch.autocast(state.device.type, torch.bfloat16, enabled=state.device.type == "cuda")
     state.segmenter_optimiser.zero_grad(set_to_none=True)
     source, target = on_device(source, state.device), on_device(target, state.device) if target is not None else None
 
@@ -127,26 +138,26 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     for part, is_last in parts_of(source, state.accumulate):
         images, labels = part.images, part.labels
         with averaged_gradients(state.parallel_segmenter, is_last and not target_has_loss):
-            with segmenter_autocast:
+            with half_precision:
                 output = state.parallel_segmenter(segmenter.normalisation(images))
+            correct = correctly_classified(output.logits, labels, state) if matches else None
             logits = upsample(output.logits, labels)
             loss = cross_entropy(logits, labels, labelled)
+
+            # Eqs. (4), (5), (7): mean features of the correctly classified regions. Before the backward pass, which a
+            # GPU then has to do while the host picks those that are stored.
+            if correct:
+                regions = find_regions(output.features.detach(), correct(), state)
+                stored = on_host(agrees(segmenter, regions)) if matching.classifier_agreement.source else None
+                source_regions.append((regions, stored))
             (weights.segmentation * loss).backward()
         report["loss/segmentation"] += loss.detach()
         source_logits.append(logits.detach())
 
-        # Eqs. (4), (5), (7): mean features of the correctly classified regions.
-        if matches:
-            size = (output.logits.shape[-2], output.logits.shape[-1])
-            correct = correct_labels(output.logits.argmax(1), shrink_labels(labels, size, matching.label_sampling))
-            regions = find_regions(output.features.detach(), correct, state)
-            if matching.classifier_agreement.source:
-                regions = regions.select(agrees(segmenter, regions))
-            source_regions.append(regions)
-
     # Algorithm 1: they enter the banks, which hold the same on all processes.
     if matches:
-        bank.store(of_all_processes(source_regions, processes))
+        chosen = [regions.select(stored()) if stored else regions for regions, stored in source_regions]
+        bank.store(of_all_processes(chosen, processes))
 
     # The target's share of Eqs. (12), (13).
     target_logits = []
@@ -157,8 +168,9 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
             images, labels = part.images, part.labels
             share = len(part.images) / len(target.images)
             with averaged_gradients(state.parallel_segmenter, is_last), torch.set_grad_enabled(target_has_loss):
-                with segmenter_autocast:
+                with half_precision:
                     output = state.parallel_segmenter(segmenter.normalisation(images))
+                used_labels = target_labels(output.logits, labels, state) if matches else None
                 logits = upsample(output.logits, labels)
                 # every parameter has a gradient, if of 0: those that have none would be waited for in vain
                 objective = 0.0 * output.logits.float().sum()
@@ -166,27 +178,27 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
                 # Eq. (2): the segmenter makes target predictions look like source ones; D gets no gradient.
                 if adversarial:
                     discriminator.requires_grad_(False)
-                    loss = domain_loss(discriminator(logits.softmax(1)), is_target=False, gan=weights.gan)
+                    with half_precision:
+                        judged = discriminator(logits.softmax(1))
+                    loss = domain_loss(judged, is_target=False, gan=weights.gan)
                     report["loss/adversarial"] += share * loss.detach()
                     objective = objective + weights.adversarial * share * loss
 
                 # Eqs. (6), (8), with the labels of Eq. (11): regions go to their nearest stored source region.
-                if matches:
-                    size = (output.logits.shape[-2], output.logits.shape[-1])
-                    pseudo = shrink_labels(labels, size, matching.label_sampling)
-                    used_labels = override(output.logits.detach().argmax(1), pseudo, state.override)
-                    regions = find_regions(output.features, used_labels, state)
-                    regions = regions.select(may_match(segmenter, regions, matching))
+                if used_labels:
+                    regions = find_regions(output.features, used_labels(), state)
+                    among = may_match(segmenter, regions, matching)
                     stuff, instance = matching_losses(
-                        regions, bank, matching.distance, matching.min_fill, matching.class_reduction
+                        regions, bank, matching.distance, matching.min_fill, matching.class_reduction, among
                     )
                     # a mean over the batch, so that lambda_ci means the same at any batch size
                     objective = objective + weights.matching * (stuff + instance) / len(target.images)
                     report["loss/stuff"] += stuff.detach() / len(target.images)
                     report["loss/instance"] += instance.detach() / len(target.images)
-                    used = matched(regions, bank, matching.min_fill)
-                    report["matched/stuff"] += (used & ~regions.is_thing).sum()
-                    report["matched/instances"] += (used & regions.is_thing).sum()
+                    used = among & to_device(matched(regions, bank, matching.min_fill), state.device)
+                    is_thing = to_device(regions.is_thing, state.device)
+                    report["matched/stuff"] += (used & ~is_thing).sum()
+                    report["matched/instances"] += (used & is_thing).sum()
 
                 # Eq. (10): cross-entropy with the pseudo-labels.
                 if weights.target_segmentation > 0:
@@ -203,11 +215,13 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     if adversarial and target is not None:
         discriminator.requires_grad_(True)
         state.discriminator_optimiser.zero_grad(set_to_none=True)
-        judged = [(logits, False, len(source.images)) for logits in source_logits]
-        judged += [(logits, True, len(target.images)) for logits in target_logits]
-        for number, (logits, is_target, images) in enumerate(judged, start=1):
-            with averaged_gradients(state.parallel_discriminator, number == len(judged)):
-                loss = domain_loss(state.parallel_discriminator(logits.softmax(1)), is_target, weights.gan)
+        shown = [(logits, False, len(source.images)) for logits in source_logits]
+        shown += [(logits, True, len(target.images)) for logits in target_logits]
+        for number, (logits, is_target, images) in enumerate(shown, start=1):
+            with averaged_gradients(state.parallel_discriminator, number == len(shown)):
+                with half_precision:
+                    judged = state.parallel_discriminator(logits.softmax(1))
+                loss = domain_loss(judged, is_target, weights.gan)
                 loss = loss * len(logits) / images / 2
                 (weights.discriminator * loss).backward()
             report["loss/discriminator"] += loss.detach()
@@ -257,7 +271,21 @@ def of_all_processes(regions: Sequence[Regions], processes: Processes) -> Region
 
 def upsample(logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"]) -> Float[Tensor, "B N H W"]:
     """Logits at the labels' size, float32."""
-    return F.interpolate(logits.float(), size=(labels.shape[-2], labels.shape[-1]), mode="bilinear", align_corners=True)
+    height, width = labels.shape[-2:]
+    logits = logits.float()
+    if logits.is_cuda:
+        # as products, because the gradient of `interpolate` is a sum of atomic additions there: slow, in no fixed order
+        rows = interpolation(logits.shape[-2], height, logits.device)
+        columns = interpolation(logits.shape[-1], width, logits.device)
+        return rows @ (logits.contiguous() @ columns.T)
+    return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=True)
+
+
+@lru_cache(maxsize=8)
+def interpolation(small: int, full: int, device: torch.device) -> Float[Tensor, "full small"]:
+    """The matrix of linear interpolation from `small` values to `full`, ends on ends (align_corners)."""
+    unit_vectors = torch.eye(small)[None]
+    return F.interpolate(unit_vectors, size=full, mode="linear", align_corners=True)[0].T.contiguous().to(device)
 
 
 def cross_entropy(
@@ -275,10 +303,27 @@ def cross_entropy(
 
 def domain_loss(judged: Float[Tensor, "B 1 h w"], is_target: bool, gan: str) -> Float[Tensor, ""]:
     """Eqs. (2), (3): how badly the discriminator's output says `is_target` (source 0, target 1), mean of positions."""
+    judged = judged.to(torch.promote_types(judged.dtype, torch.float32))
     wanted = torch.full_like(judged, float(is_target))
     if gan == "lsgan":
         return F.mse_loss(judged, wanted)
     return F.binary_cross_entropy_with_logits(judged, wanted)
+
+
+def correctly_classified(
+    logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"], state: TrainState
+) -> Callable[[], Int[Tensor, "B h w"]]:
+    """Labels of Eq. (4) at the features' size, on their way to the host."""
+    small = shrink_labels(labels, (logits.shape[-2], logits.shape[-1]), state.matching.label_sampling)
+    return on_host(correct_labels(logits.detach().argmax(1), small))
+
+
+def target_labels(
+    logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"], state: TrainState
+) -> Callable[[], Int[Tensor, "B h w"]]:
+    """Labels of Eq. (11) at the features' size, on their way to the host."""
+    small = shrink_labels(labels, (logits.shape[-2], logits.shape[-1]), state.matching.label_sampling)
+    return on_host(override(logits.detach().argmax(1), small, state.override))
 
 
 def find_regions(features: Float[Tensor, "B C h w"], labels: Int[Tensor, "B h w"], state: TrainState) -> Regions:
@@ -290,18 +335,15 @@ def find_regions(features: Float[Tensor, "B C h w"], labels: Int[Tensor, "B h w"
 def agrees(segmenter: DeepLab, regions: Regions) -> Tensor:
     """Whether the classifier gives each region's mean feature the region's own class, (R,) bool."""
     with torch.no_grad():
-        return segmenter.classify(regions.features.detach()).argmax(1) == regions.class_index
+        classes = to_device(regions.class_index, regions.features.device)
+        return segmenter.classify(regions.features.detach()).argmax(1) == classes
 
 
 def may_match(segmenter: DeepLab, regions: Regions, matching: MatchingConfig) -> Tensor:
     """Target regions that pass the classifier filter where it is asked for, (R,) bool."""
     agreement, is_thing = matching.classifier_agreement, regions.is_thing
-    not_asked = torch.zeros_like(is_thing)
-    if not agreement.target_things:
-        not_asked = not_asked | is_thing
-    if not agreement.target_stuff:
-        not_asked = not_asked | ~is_thing
-    return agrees(segmenter, regions) | not_asked
+    asked = (is_thing & agreement.target_things) | (~is_thing & agreement.target_stuff)
+    return agrees(segmenter, regions) | to_device(~asked, regions.features.device)
 
 
 def set_learning_rates(state: TrainState) -> None:

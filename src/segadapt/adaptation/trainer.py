@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ def new_state(
         bank=FeatureBank(space, segmenter.channels, matching.stuff_size, matching.thing_size).to(device),
         segmenter_optimiser=segmenter_optimiser(segmenter, options),
         discriminator_optimiser=torch.optim.Adam(
-            discriminator.parameters(), lr=options.discriminator_learning_rate, betas=(0.9, 0.99)
+            discriminator.parameters(),
+            lr=options.discriminator_learning_rate,
+            betas=(0.9, 0.99),
+            fused=device.type == "cuda",
         ),
         loss=experiment.loss,
         matching=matching,
@@ -67,6 +71,8 @@ def new_state(
         override=experiment.pseudo_labels.override,
         decay_steps=experiment.schedule.decay_steps or experiment.schedule.steps,
         accumulate=experiment.schedule.accumulate,
+        one_size=experiment.augmentation.crop is not None
+        or None not in (experiment.source.size, experiment.target.size),
         device=device,
         processes=processes,
     )
@@ -75,9 +81,10 @@ def new_state(
 def segmenter_optimiser(segmenter: DeepLab, options: OptimiserConfig) -> torch.optim.Optimizer:
     """SGD of section 5.2, or AdamW, over two groups: backbone and classifier."""
     groups = parameter_groups(segmenter, options.learning_rate, options.head_multiplier, options.weight_decay)
+    fused = groups[0]["params"][0].is_cuda
     if options.algorithm == "adamw":
-        return torch.optim.AdamW(groups, betas=(options.momentum, 0.999))
-    return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov)
+        return torch.optim.AdamW(groups, betas=(options.momentum, 0.999), fused=fused)
+    return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
 
 
 def train(
@@ -150,7 +157,8 @@ def train(
                 break
             machine.leave_if_stopped()
             target = next(target_stream) if target_stream is not None else None
-            report = adaptation_step(state, next(source_stream), target)
+            with fastest_convolutions(state.one_size):
+                report = adaptation_step(state, next(source_stream), target)
             losses = finite_losses(report, state.step)
             last = state.step == schedule.steps
             if last or state.step % schedule.log_every == 0:
@@ -168,6 +176,16 @@ def train(
     save()
     terminal.finish_progress()
     return checks
+
+
+@contextmanager
+def fastest_convolutions(one_size: bool) -> Iterator[None]:
+    """Lets cuDNN try all its algorithms when it first sees a size; where sizes keep changing it would never end."""
+    torch.backends.cudnn.benchmark = one_size and not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False
 
 
 def finite_losses(report: dict[str, Tensor], step: int, rate: str = "--optimiser.learning_rate") -> dict[str, float]:

@@ -14,7 +14,15 @@ nothing else::
 
 from segadapt.matching.bank import Distance, FeatureBank
 from segadapt.matching.losses import ClassReduction, MinFill, matched, matching_losses
-from segadapt.matching.regions import LabelSampling, Regions, correct_labels, region_means, shrink_labels
+from segadapt.matching.regions import (
+    LabelSampling,
+    Regions,
+    correct_labels,
+    on_host,
+    region_means,
+    shrink_labels,
+    to_device,
+)
 
 __all__ = [
     "ClassReduction",
@@ -26,6 +34,8 @@ __all__ = [
     "correct_labels",
     "matched",
     "matching_losses",
+    "on_host",
     "region_means",
     "shrink_labels",
+    "to_device",
 ]

@@ -5,6 +5,7 @@ to the nearest stored feature of their class, differentiable in the target featu
 positions are part of the state dict, so a resumed run overwrites the same slots as one that never stopped.
 """
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from segadapt.data.label_spaces import LabelSpace
-from segadapt.matching.regions import Regions
+from segadapt.matching.regions import Regions, to_device
 
 Distance = Literal["l1_mean", "l1_sum", "l1_squared", "l2", "cosine"]
 
@@ -22,7 +23,7 @@ class FeatureBank(nn.Module):
 
     State, all in persistent buffers: `features` (slots, C) float32 holds the rings one after the other, and
     `pushed` (num_classes,) int64 counts all entries ever stored for a class, so that the next one goes to
-    slot pushed mod size.
+    slot pushed mod size. The counts stay on the host wherever the features are: nobody waits for a GPU to know them.
 
     Paper: Eq. (5) stores stuff in slot i mod w, i the number of the image, which leaves holes for classes
     that are not in every image; here, as in the authors' program, each class counts its own entries.
@@ -58,6 +59,11 @@ class FeatureBank(nn.Module):
         self.register_buffer("ring_size", ring_size, persistent=False)
         self.register_buffer("ring_start", ring_start, persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FeatureBank":
+        """What moves a module (`to`, `cuda`) or casts it, applied to the features alone."""
+        self.features = fn(self.features)
+        return self
+
     @property
     def filled(self) -> Int[Tensor, " num_classes"]:
         """Entries that each class holds, from 0 to the size of its ring."""
@@ -81,9 +87,9 @@ class FeatureBank(nn.Module):
         slot = self.ring_start[class_index] + (self.pushed[class_index] + nth) % size
         features = regions.features.to(self.features.dtype)
         if len(regions) > self._smallest_ring:  # only then can entries of one push meet in a slot
-            survives = nth >= count[class_index] - size
-            slot, features = slot[survives], features[survives]
-        self.features.index_copy_(0, slot, features)
+            survives = (nth >= count[class_index] - size).nonzero().flatten()
+            slot, features = slot[survives], features.index_select(0, to_device(survives, features.device))
+        self.features.index_copy_(0, to_device(slot, self.features.device), features)
         self.pushed += count
 
     def nearest(
@@ -103,7 +109,7 @@ class FeatureBank(nn.Module):
 
         Args:
             features: Mean features of regions.
-            class_index: Their classes.
+            class_index: Their classes, on the host.
             distance: With d the difference: 'l1_mean' mean |d|, 'l1_sum' sum |d|, 'l1_squared' (sum |d|)^2,
                 'l2' its Euclidean norm; 'cosine' 1 - cos of the angle.
 
@@ -116,7 +122,7 @@ class FeatureBank(nn.Module):
             features = features.to(self.features.dtype)
             chosen = self.features.index_select(0, self._nearest_slots(features, class_index, distance))
             distances = _distances(features, chosen, distance)
-            return distances.masked_fill(self.filled[class_index] == 0, float("inf"))
+            return distances.masked_fill(to_device(self.filled[class_index] == 0, features.device), float("inf"))
 
     @torch.no_grad()
     def _nearest_slots(
@@ -133,18 +139,20 @@ class FeatureBank(nn.Module):
         #   broadcast difference per class, abs, sum   17.6 |  9.5 ms   (and 20 MB for 5 regions)
         # Broadcasting in blocks of 32 entries that stay in the cache takes 0.6 of the first with one thread,
         # but its many small parallel loops stall (up to seconds) with two threads on a busy machine.
-        order = class_index.argsort(stable=True)
-        count = self._rank(class_index)[1]
-        counts, filled = torch.stack([count, self.filled]).tolist()  # the one wait for the device
+        device, order = features.device, class_index.argsort(stable=True)
+        counts = self._rank(class_index)[1].tolist()
         slots = []
         for start, held, queries in zip(
-            self._host_ring_start, filled, features.index_select(0, order).split(counts), strict=True
+            self._host_ring_start,
+            self.filled.tolist(),
+            features.index_select(0, to_device(order, device)).split(counts),
+            strict=True,
         ):
             if held and len(queries):
                 slots.append(start + _nearest(queries, self.features[start : start + held], distance))
             else:
-                slots.append(torch.zeros(len(queries), dtype=torch.int64, device=order.device))
-        return torch.empty_like(order).scatter_(0, order, torch.cat(slots))
+                slots.append(torch.zeros(len(queries), dtype=torch.int64, device=device))
+        return torch.cat(slots).index_select(0, to_device(order.argsort(), device))
 
     def _rank(self, class_index: Int[Tensor, " R"]) -> tuple[Int[Tensor, " R"], Int[Tensor, " num_classes"]]:
         """How many regions of the same class come before each one, and how many each class has."""

@@ -6,18 +6,19 @@ regions' features. What is skipped contributes exactly 0 to the value and to the
 
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from segadapt.matching.bank import Distance, FeatureBank
-from segadapt.matching.regions import Regions
+from segadapt.matching.regions import Regions, to_device
 
 MinFill = int | Literal["full"]
 ClassReduction = Literal["sum", "mean"]
 
 
 def matched(regions: Regions, bank: FeatureBank, min_fill: MinFill = 1) -> Bool[Tensor, " R"]:
-    """Which regions take part in the losses: those whose class holds at least `min_fill` entries.
+    """Which regions can be matched, on the host: those whose class holds at least `min_fill` entries.
 
     Paper: a class is always matched. The authors' program waits until its ring is full ('full'), and then for
     one more entry, which is not copied here.
@@ -40,6 +41,7 @@ def matching_losses(
     distance: Distance = "l1_mean",
     min_fill: MinFill = 1,
     class_reduction: ClassReduction = "sum",
+    among: Bool[Tensor, " R"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """L_stf of Eq. (6) and L_ins of Eq. (8).
 
@@ -56,6 +58,8 @@ def matching_losses(
         min_fill: Entries that a class must hold before it is matched; 'full': its whole ring.
         class_reduction: 'mean' averages the terms of an image's matched classes (stuff and things apart)
             instead of summing them; images are summed in both.
+        among: The regions that are there at all, as if `regions.select(among)` were given; on the features' device,
+            which then need not be waited for. None: all.
 
     Returns:
         The stuff loss and the instance loss, each 0 where nothing is matched.
@@ -65,17 +69,22 @@ def matching_losses(
     """
     if class_reduction not in get_args(ClassReduction):
         raise ValueError(f"class_reduction must be one of {get_args(ClassReduction)}, not {class_reduction!r}")
-    use = matched(regions, bank, min_fill)
+    device = regions.features.device
+    facts = [regions.class_index, regions.image_index, regions.is_thing, matched(regions, bank, min_fill)]
+    # compared there: what takes each region beside each other one is more than the host should do at every step
+    class_index, image_index, is_thing, can_match = to_device(torch.stack([each.long() for each in facts]), device)
+    is_thing, there = is_thing.bool(), torch.ones_like(is_thing, dtype=torch.bool) if among is None else among
+    use = there & can_match.bool()
     distances = bank.nearest(regions.features, regions.class_index, distance).masked_fill(~use, 0.0)
 
-    same_image = regions.image_index[:, None] == regions.image_index
-    same_class = same_image & (regions.class_index[:, None] == regions.class_index)
+    same_image = image_index[:, None] == image_index
+    same_class = same_image & (class_index[:, None] == class_index) & there
     # One rule for both kinds: a stuff class has one region in an image, and the mean of one is itself.
-    weights = 1 / same_class.sum(1).to(distances.dtype)
+    weights = 1 / same_class.sum(1).clamp(min=1).to(distances.dtype)
     if class_reduction == "mean":
-        same_kind = same_image & (regions.is_thing[:, None] == regions.is_thing) & use
+        same_kind = same_image & (is_thing[:, None] == is_thing) & use
         weights = weights / (same_kind * weights).sum(1).clamp(min=1)  # the sum counts classes
     terms = weights * distances
-    stuff_loss = terms.masked_fill(regions.is_thing, 0.0).sum()
-    instance_loss = terms.masked_fill(~regions.is_thing, 0.0).sum()
+    stuff_loss = terms.masked_fill(is_thing, 0.0).sum()
+    instance_loss = terms.masked_fill(~is_thing, 0.0).sum()
     return stuff_loss, instance_loss

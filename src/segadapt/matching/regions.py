@@ -2,10 +2,11 @@
 
 In: features (B, C, h, w) and labels at the features' size. Out: `Regions`, a flat list in which each stuff
 class of an image is one region and each connected region of a thing class is one. Regions are found on the
-host (integers only); their means are one matrix product on the features' own device, so gradients reach the
-features and nothing else.
+host (integers only), and what they are is kept there; their means are one matrix product on the features' own
+device, so gradients reach the features and nothing else.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,6 +29,9 @@ class Regions:
     instances of a class by area descending (equal areas: the one whose first pixel comes first in raster
     order). R may be 0.
 
+    All but the features lie on the host, whatever the features' device: who stores, groups or counts regions then
+    never waits for a GPU.
+
     Args:
         features: Mean feature of each region.
         class_index: Train id of each region's class, int64.
@@ -47,10 +51,10 @@ class Regions:
 
     def select(self, chosen: Bool[Tensor, " R"] | Int[Tensor, " n"]) -> "Regions":
         """The regions that a mask keeps, or that indices name in their order; gradients pass."""
-        # a mask is looked at once, not once for each tensor: a GPU is waited for each time
+        chosen = chosen.cpu()
         index = chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen
         return Regions(
-            features=self.features.index_select(0, index),
+            features=self.features.index_select(0, to_device(index, self.features.device)),
             class_index=self.class_index.index_select(0, index),
             image_index=self.image_index.index_select(0, index),
             area=self.area.index_select(0, index),
@@ -121,8 +125,8 @@ def region_means(
     """Mean feature of every stuff class, Eq. (5), and of the largest instances of every thing class, Eq. (7).
 
     Computed in float32 whatever autocast says (float64 features stay float64) and differentiable in
-    `features`, contiguous or channels_last. The labels cross to the host once. Under
-    `torch.set_float32_matmul_precision("high")` the product is as exact as TF32.
+    `features`, contiguous or channels_last. The labels cross to the host once (`on_host` lets them do so while the
+    device goes on). Under `torch.set_float32_matmul_precision("high")` the product is as exact as TF32.
 
     Args:
         features: Feature map f.
@@ -149,13 +153,14 @@ def region_means(
         raise ValueError(f"max_instances ({max_instances}) and min_area ({min_area}) must be at least 1")
 
     row_map, table = _find_regions(labels.cpu().numpy(), space, max_instances, connectivity, min_area)
-    rows, (class_index, image_index, area, is_thing, row) = (_sent(each, features.device) for each in (row_map, table))
+    class_index, image_index, area, is_thing, row = torch.from_numpy(table)
     largest = int(table[4].max(initial=-1)) + 1  # regions of the image that has most
 
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
-        sums = _RegionSums.apply(features.to(dtype).flatten(2), rows, largest)
-        means = sums.flatten(0, 1).index_select(0, image_index * largest + row) / area[:, None].to(dtype)
+    device = features.device
+    with torch.autocast(device.type, enabled=False):
+        sums = _RegionSums.apply(features.flatten(2), to_device(torch.from_numpy(row_map), device), largest)
+        index, areas = to_device(torch.stack([image_index * largest + row, area]), device)
+        means = sums.flatten(0, 1).index_select(0, index) / areas[:, None].to(sums.dtype)
     return Regions(means, class_index, image_index, area, is_thing.bool())
 
 
@@ -164,6 +169,7 @@ class _RegionSums(torch.autograd.Function):
 
     A matrix product with zeros and ones, whose gradient is no product but a copy: each pixel has that of its region, in
     the memory layout of the pixels. At 2048x65x129, 30 regions, 1 thread of an EPYC: 8 ms against 38 as a product.
+    Sums are float32 or float64; a GPU adds pixels of half precision so without a copy of them in float32.
     """
 
     @staticmethod
@@ -171,13 +177,16 @@ class _RegionSums(torch.autograd.Function):
         ctx: Any, pixels: Float[Tensor, "B C P"], rows: Int[Tensor, "B P"], regions: int
     ) -> Float[Tensor, "B n C"]:
         ctx.save_for_backward(rows)
-        ctx.channels_last = pixels.stride(1) == 1 and pixels.shape[1] > 1
-        member = (rows[:, None] == torch.arange(regions, device=rows.device)[:, None]).to(pixels.dtype)
-        return torch.bmm(member, pixels.transpose(1, 2))
+        ctx.channels_last, ctx.dtype = pixels.stride(1) == 1 and pixels.shape[1] > 1, pixels.dtype
+        dtype = torch.promote_types(pixels.dtype, torch.float32)
+        is_member = rows[:, None] == torch.arange(regions, device=rows.device)[:, None]
+        if pixels.is_cuda and pixels.dtype != dtype:
+            return torch.bmm(is_member.to(pixels.dtype), pixels.transpose(1, 2), out_dtype=dtype)
+        return torch.bmm(is_member.to(dtype), pixels.to(dtype).transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Float[Tensor, "B n C"]) -> tuple[Float[Tensor, "B C P"], None, None]:
-        (rows,), (gradient,) = ctx.saved_tensors, grad_outputs
+        (rows,), gradient = ctx.saved_tensors, grad_outputs[0].to(ctx.dtype)
         batch, regions, channels = gradient.shape
         of_regions = torch.cat([gradient, gradient.new_zeros(batch, 1, channels)], 1)  # the last: no region
         index = rows.long().where(rows >= 0, regions)
@@ -192,10 +201,29 @@ class _RegionSums(torch.autograd.Function):
         return of_pixels, None, None
 
 
-def _sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """An array on the device, without waiting for what the device does."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without waiting for what the device does."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+def on_host(values: Tensor) -> Callable[[], Tensor]:
+    """Begin to bring a tensor to the host.
+
+    Returns:
+        Gives it, and waits for it if need be, but not for what the device has been given to do since.
+    """
+    if values.device.type != "cuda":
+        return lambda: values
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def arrived_copy() -> Tensor:
+        arrived.synchronize()
+        return copy
+
+    return arrived_copy
 
 
 def _find_regions(
