@@ -17,6 +17,7 @@ from segadapt.adaptation.step import (
     adapts_to_target,
     cross_entropy,
     domain_loss,
+    interpolation,
     learning_rate_factor,
     upsample,
 )
@@ -87,6 +88,17 @@ def test_step_2_adds_the_cross_entropy_with_pseudo_labels() -> None:
     state = state_of(EXPERIMENT)
     report = adaptation_step(state, batch(0), batch(1))
     assert float(report["loss/target_segmentation"]) > 0
+
+
+@pytest.mark.parametrize(("small", "full"), [(1, 5), (9, 65), (20, 7), (3, 3)])
+def test_upsampling_by_products_as_on_a_gpu(small: int, full: int) -> None:
+    logits = torch.randn(2, 3, small, small + 4)
+    rows, columns = (
+        interpolation(small, full, torch.device("cpu")),
+        interpolation(small + 4, 2 * full, torch.device("cpu")),
+    )
+    plain = upsample(logits, torch.zeros(2, full, 2 * full, dtype=torch.int64))
+    torch.testing.assert_close(rows @ (logits @ columns.T), plain)
 
 
 @pytest.mark.parametrize("row", ["source_only", "target_only"])

@@ -145,6 +145,14 @@ def test_the_bank_is_float32_whatever_autocast_says():
     assert found[0].tolist() == pytest.approx((low.float() - regions.features.float()).abs().mean(1).tolist())
 
 
+def test_counts_stay_on_the_host_and_are_whole_numbers():
+    bank = FeatureBank(SPACE, CHANNELS).half().to("meta")
+    assert (bank.features.device.type, bank.features.dtype) == ("meta", torch.float16)
+    assert {(each.device.type, each.dtype) for each in (bank.pushed, bank.filled, bank.ring_start)} == {
+        ("cpu", torch.int64)
+    }
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         FeatureBank(SPACE, CHANNELS, stuff_size=0)

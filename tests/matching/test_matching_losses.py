@@ -108,6 +108,18 @@ def test_losses_of_a_batch_are_the_sums_over_its_images():
         np.testing.assert_allclose(whole, np.sum(images, axis=0), rtol=1e-12)
 
 
+@pytest.mark.parametrize("class_reduction", ["sum", "mean"])
+def test_regions_that_are_not_among_those_asked_for_are_as_if_they_were_not_there(class_reduction):
+    bank, _ = both_banks([street()])
+    regions, _ = both_regions(street(), seed=8)
+    for seed in range(10):
+        among = torch.from_numpy(np.random.default_rng(seed).random(len(regions)) < 0.5)
+        masked = matching_losses(regions, bank, class_reduction=class_reduction, among=among)
+        np.testing.assert_allclose(
+            masked, matching_losses(regions.select(among), bank, class_reduction=class_reduction), rtol=1e-12
+        )
+
+
 @pytest.mark.parametrize("distance", get_args(Distance))
 @pytest.mark.parametrize("class_reduction", ["sum", "mean"])
 def test_gradient_of_the_losses_in_the_feature_map(distance, class_reduction):
