@@ -109,7 +109,7 @@ class FeatureBank(nn.Module):
 
         Args:
             features: Mean features of regions.
-            class_index: Their classes, on the host.
+            class_index: Their classes.
             distance: With d the difference: 'l1_mean' mean |d|, 'l1_sum' sum |d|, 'l1_squared' (sum |d|)^2,
                 'l2' its Euclidean norm; 'cosine' 1 - cos of the angle.
 
@@ -118,6 +118,7 @@ class FeatureBank(nn.Module):
         """
         if distance not in get_args(Distance):
             raise ValueError(f"distance must be one of {get_args(Distance)}, not {distance!r}")
+        class_index = class_index.cpu()
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.features.dtype)
             chosen = self.features.index_select(0, self._nearest_slots(features, class_index, distance))
