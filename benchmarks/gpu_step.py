@@ -133,11 +133,12 @@ class Graphed(nn.Module):
 
     def __init__(self, segmenter: nn.Module, sizes: Sizes, images: int, device: torch.device) -> None:
         super().__init__()
-        samples = [torch.randn(images, 3, *size, device=device) for size in (sizes.source, sizes.target)]
-        modules = tuple(OneSize(segmenter) for _ in samples)
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            graphed = torch.cuda.make_graphed_callables(modules, tuple((sample,) for sample in samples))
-        self.of_size = dict(zip([sample.shape for sample in samples], graphed, strict=True))
+        self.of_size = {}
+        for size in (sizes.source, sizes.target):
+            sample = torch.randn(images, 3, *size, device=device)
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+                # one call each, so that they share no memory: the gradients of one must outlive the other
+                self.of_size[sample.shape] = torch.cuda.make_graphed_callables(OneSize(segmenter), (sample,))
 
     def forward(self, images: Tensor) -> SegmentationOutput:
         return self.of_size[images.shape](images)
