@@ -46,8 +46,14 @@ def test_classifier_is_the_sum_of_its_branches(branches, size):
     assert logits.shape == (2, 5, *size)
     wanted = (features, *classifier.parameters())
     weights = torch.randn_like(logits)
-    for ours, plain in zip(*(torch.autograd.grad(y, wanted, weights) for y in (logits, expected)), strict=True):
+    for ours, plain in zip(
+        *(torch.autograd.grad(y, wanted, weights, retain_graph=True) for y in (logits, expected)), strict=True
+    ):
         torch.testing.assert_close(ours, plain)
+    for _ in range(2):
+        classifier(features).backward(weights)
+    for parameter, plain in zip(wanted[1:], torch.autograd.grad(expected, wanted[1:], weights), strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * plain)
 
 
 def test_classifier_starts_small():

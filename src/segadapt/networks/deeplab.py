@@ -13,6 +13,7 @@ nothing else.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +83,8 @@ class Classifier(nn.Module):
         return torch.stack([branch(features) for branch in self.branches]).sum(0)
 
     def _bias(self) -> Float[Tensor, " N"]:
-        return torch.stack([branch.get_parameter("bias") for branch in self.branches]).sum(0)
+        # not `stack(...).sum(0)`, which gives the biases views of one gradient, into which each then adds its next one
+        return reduce(torch.add, [branch.get_parameter("bias") for branch in self.branches])
 
     def classify(self, features: Float[Tensor, "R C"]) -> Float[Tensor, "R N"]:
         """Returns the logits of pooled features, each as a 1x1 map, which only the centre taps see."""
