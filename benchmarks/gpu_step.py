@@ -131,11 +131,11 @@ class OneSize(nn.Module):
 class Graphed(nn.Module):
     """Forward and backward of the segmenter, its kernels unchanged, as CUDA graphs; a pair for each size."""
 
-    def __init__(self, segmenter: nn.Module, sizes: Sizes, images: int, device: torch.device) -> None:
+    def __init__(self, segmenter: nn.Module, sizes: Sizes, device: torch.device) -> None:
         super().__init__()
         self.of_size = {}
         for size in (sizes.source, sizes.target):
-            sample = torch.randn(images, 3, *size, device=device)
+            sample = torch.randn(sizes.images, 3, *size, device=device)
             with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
                 # one call each, so that they share no memory: the gradients of one must outlive the other
                 self.of_size[sample.shape] = torch.cuda.make_graphed_callables(OneSize(segmenter), (sample,))
@@ -148,7 +148,7 @@ def cuda_graphs(state: TrainState, sizes: Sizes) -> None:
     """Only the segmenter: the regions, between its two passes, are found on the host."""
     if state.device.type == "cuda":
         state.segmenter.train()
-        state.parallel_segmenter = Graphed(state.segmenter, sizes, sizes.images, state.device)
+        state.parallel_segmenter = Graphed(state.segmenter, sizes, state.device)
 
 
 Change = Callable[[TrainState, Sizes], None]
@@ -260,8 +260,8 @@ def losses_agree(bench: Bench) -> dict[str, Any]:
     """The losses of the first step: as shipped, beside float32 without TF32. On the CPU both are float32."""
 
     def losses(changes: Sequence[Change]) -> dict[str, float]:
-        report = bench.variant_step(changes, 1)[0]()
-        return {name: float(value) for name, value in report.items() if name.startswith("loss/")}
+        step, _ = bench.variant_step(changes, 1)
+        return losses_of(step())
 
     torch.backends.cudnn.allow_tf32 = False
     exact = losses([eager])
@@ -362,8 +362,7 @@ def timed(bench: Bench, name: str, changes: Sequence[Change], images: int) -> di
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    losses = {loss: float(value) for loss, value in step().items() if loss.startswith("loss/")}
-    line: dict[str, Any] = {"losses": losses, "first_step_seconds": time.perf_counter() - start}
+    line: dict[str, Any] = {"losses": losses_of(step()), "first_step_seconds": time.perf_counter() - start}
     taken = bench.milliseconds(step)
     median = statistics.median(taken)
     line |= {"milliseconds": median, "shortest": min(taken), "longest": max(taken)}
@@ -397,6 +396,11 @@ def variants(bench: Bench, images: int, wanted: Sequence[str]) -> None:
             line["losses_off"] = off = largest_difference(peer["losses"], line["losses"])
             line["losses_agree"] = off < LOSS_TOLERANCE
         bench.write()
+
+
+def losses_of(report: dict[str, Tensor]) -> dict[str, float]:
+    """The losses among what a step reports; reading them waits for the device."""
+    return {name: float(value) for name, value in report.items() if name.startswith("loss/")}
 
 
 def largest_difference(exact: dict[str, float], other: dict[str, float]) -> float:
