@@ -1,6 +1,7 @@
 """The table of rows, one real one at postage-stamp size, trained in one process and continued in two."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +44,16 @@ def test_wrong_rows_are_refused_before_anything_is_trained(tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_thread() -> Iterator[None]:
+    """Processes share the threads of this one; with more threads torch adds in another order, and rounds otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """Data and, in run/, a table of seed 0."""
     path = tmp_path_factory.mktemp("ablation")
     (path / "data").mkdir()
