@@ -103,6 +103,8 @@ def test_every_command_of(
         else:
             assert program == "segadapt", f"{document.name}: {command}"
             run(words, command, exported, capsys)
+    for checkpoint in workspace.glob("runs/**/checkpoints/*.pt"):
+        checkpoint.unlink()  # gigabytes in all; no document goes on where another has stopped
 
 
 def run(words: list[str], command: str, exported: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
