@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from full_size_step import random_batch
 from segadapt.adaptation import step as step_module
+from segadapt.adaptation.pseudo_labels import override
 from segadapt.adaptation.step import TrainState, adaptation_step
 from segadapt.adaptation.trainer import fastest_convolutions, new_state
 from segadapt.config import Experiment, NetworkConfig, OptimiserConfig, ScheduleConfig
 from segadapt.data.label_spaces import CITYSCAPES
 from segadapt.data.loading import Batch
-from segadapt.matching import FeatureBank, matching_losses, region_means, shrink_labels
+from segadapt.matching import FeatureBank, correct_labels, matching_losses, region_means, shrink_labels
 from segadapt.networks.deeplab import DeepLab, SegmentationOutput
 from segadapt.networks.discriminator import Discriminator
 from segadapt.networks.normalisation import IMAGENET_RGB
@@ -422,13 +424,14 @@ def matching_alone(bench: Bench, images: int) -> dict[str, float]:
         outputs.append((output.features, output.logits, batch.labels.to(bench.device)))
     (source_features, source_logits, source_labels), (target_features, target_logits, target_labels) = outputs
     target_features.requires_grad_(True)
+    overridden = partial(override, mode=state.override)
 
     def match() -> None:
         target_features.grad = None
-        correct = step_module.correctly_classified(source_logits, source_labels, state)()
+        correct = step_module.region_labels(correct_labels, source_logits, source_labels, state)()
         regions = step_module.find_regions(source_features, correct, state)
         state.bank.store(regions.select(step_module.agrees(state.segmenter, regions)))
-        labels = step_module.target_labels(target_logits, target_labels, state)()
+        labels = step_module.region_labels(overridden, target_logits, target_labels, state)()
         regions = step_module.find_regions(target_features, labels, state)
         among = step_module.may_match(state.segmenter, regions, state.matching)
         stuff, instance = matching_losses(regions, state.bank, among=among)

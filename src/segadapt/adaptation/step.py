@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -140,7 +140,7 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
         with averaged_gradients(state.parallel_segmenter, is_last and not target_has_loss):
             with half_precision:
                 output = state.parallel_segmenter(segmenter.normalisation(images))
-            correct = correctly_classified(output.logits, labels, state) if matches else None
+            correct = region_labels(correct_labels, output.logits, labels, state) if matches else None
             logits = upsample(output.logits, labels)
             loss = cross_entropy(logits, labels, labelled)
 
@@ -163,6 +163,7 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
     target_logits = []
     if target is not None:
         segmenter.update_running_statistics(True)
+        overridden = partial(override, mode=state.override)
         labelled = labelled_pixels(target.labels, processes)
         for part, is_last in parts_of(target, state.accumulate):
             images, labels = part.images, part.labels
@@ -170,7 +171,7 @@ def adaptation_step(state: TrainState, source: Batch, target: Batch | None) -> d
             with averaged_gradients(state.parallel_segmenter, is_last), torch.set_grad_enabled(target_has_loss):
                 with half_precision:
                     output = state.parallel_segmenter(segmenter.normalisation(images))
-                used_labels = target_labels(output.logits, labels, state) if matches else None
+                used_labels = region_labels(overridden, output.logits, labels, state) if matches else None
                 logits = upsample(output.logits, labels)
                 # every parameter has a gradient, if of 0: those that have none would be waited for in vain
                 objective = 0.0 * output.logits.float().sum()
@@ -310,20 +311,15 @@ def domain_loss(judged: Float[Tensor, "B 1 h w"], is_target: bool, gan: str) -> 
     return F.binary_cross_entropy_with_logits(judged, wanted)
 
 
-def correctly_classified(
-    logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"], state: TrainState
+def region_labels(
+    choose: Callable[[Tensor, Tensor], Tensor],
+    logits: Float[Tensor, "B N h w"],
+    labels: Int[Tensor, "B H W"],
+    state: TrainState,
 ) -> Callable[[], Int[Tensor, "B h w"]]:
-    """Labels of Eq. (4) at the features' size, on their way to the host."""
+    """What `choose` makes of predictions and labels, at the features' size, on its way to the host."""
     small = shrink_labels(labels, (logits.shape[-2], logits.shape[-1]), state.matching.label_sampling)
-    return on_host(correct_labels(logits.detach().argmax(1), small))
-
-
-def target_labels(
-    logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"], state: TrainState
-) -> Callable[[], Int[Tensor, "B h w"]]:
-    """Labels of Eq. (11) at the features' size, on their way to the host."""
-    small = shrink_labels(labels, (logits.shape[-2], logits.shape[-1]), state.matching.label_sampling)
-    return on_host(override(logits.detach().argmax(1), small, state.override))
+    return on_host(choose(logits.detach().argmax(1), small))
 
 
 def find_regions(features: Float[Tensor, "B C h w"], labels: Int[Tensor, "B h w"], state: TrainState) -> Regions:
