@@ -138,8 +138,9 @@ class Graphed(nn.Module):
         self.of_size = {}
         for size in (sizes.source, sizes.target):
             sample = torch.randn(sizes.images, 3, *size, device=device)
-            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-                # one call each, so that they share no memory: the gradients of one must outlive the other
+            with fastest_convolutions(True), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+                # One call each, so that they share no memory. The first backward pass of a step leaves its own buffers
+                # as the gradients and the second adds to them, so one graph must not run twice in a step (accumulate).
                 self.of_size[sample.shape] = torch.cuda.make_graphed_callables(OneSize(segmenter), (sample,))
 
     def forward(self, images: Tensor) -> SegmentationOutput:
