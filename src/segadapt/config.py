@@ -18,6 +18,7 @@ Distance = Literal["l1_mean", "l1_sum", "l1_squared", "l2", "cosine"]
 OnBadImage = Literal["fail", "skip"]
 ScoreName = Literal["entropy", "soft_neighbourhood_density", "information_maximisation", "source_validation"]
 
+SMALLEST = 32  # pixels a side that the networks of CycleGAN can work on
 _LARGEST_RATE = 1e6  # the product of two still fits into a 32-bit number
 
 
@@ -105,6 +106,10 @@ class TranslationConfig:
 
     def __post_init__(self) -> None:
         _refuse_out_of_range("translation", self, beta=(0, 0.5), share=(0, 1))
+        if self.method == "cyclegan" and self.share != 1:
+            raise InputError(
+                f"translation.share: {self.share} with method cyclegan, which translates all images; use 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,9 @@ class FolderTranslation:
                 f"model: '{self.model}' with method {self.method}; a generator.safetensors belongs to cyclegan, "
                 "and to it alone"
             )
+        smallest = SMALLEST if self.method == "cyclegan" else 1
+        if self.size is not None and min(self.size) < smallest:
+            raise InputError(f"size: {list(self.size)} is too small; use [height, width] of {smallest} or more pixels")
 
 
 @dataclass(frozen=True)
@@ -181,22 +189,25 @@ class CycleGanConfig:
     constant_steps: int | None = None
     ema: float = 0.0
     batch_size: int = 1
-    save_every: int = 0
+    save_every: int = 1000
     log_every: int = 100
     workers: int = 2
 
     def __post_init__(self) -> None:
-        positive = ("cycle", "identity", "semantic", "pool_size", "learning_rate", "steps", "constant_steps")
+        positive = ("cycle", "identity", "semantic", "pool_size", "learning_rate", "constant_steps", "workers")
         _refuse_out_of_range(
-            "translate",
+            "cyclegan",
             self,
             **dict.fromkeys((*positive, "save_every"), (0, inf)),
-            **dict.fromkeys(("filters", "blocks", "log_every"), (1, inf)),
+            **dict.fromkeys(("filters", "blocks", "steps", "batch_size", "log_every"), (1, inf)),
+            flip=(0, 1),
             ema=(0, 0.99999),
         )
         for name in ("size", "crop"):
-            if min(getattr(self, name) or (32,)) < 32:
-                raise InputError(f"{name}: {getattr(self, name)} is too small; use (height, width) of 32 or more")
+            if min(getattr(self, name) or (SMALLEST,)) < SMALLEST:
+                raise InputError(
+                    f"{name}: {getattr(self, name)} is too small; use [height, width] of {SMALLEST} or more"
+                )
         if self.size and self.crop and any(cut > whole for cut, whole in zip(self.crop, self.size, strict=True)):
             raise InputError(f"crop: {self.crop} is larger than size {self.size}; use a smaller crop, or null")
 
@@ -489,3 +500,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} is negative; use 0 or more")
+        if self.source.translated and self.translation.method != "off":
+            raise InputError(
+                f"translation.method: {self.translation.method} would translate the images of source.translated "
+                f"({self.source.translated}) once more; leave one of the two out"
+            )

@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.procedure import adapt
+from segadapt.adaptation.procedure import adapt, generator_config, train_row
 from segadapt.adaptation.run_log import Terminal
 from segadapt.config import CycleGanConfig, TranslationConfig, WarmUpConfig
+from segadapt.errors import InputError
 from streets import few, tiny
 
 SMALL = CycleGanConfig(size=(48, 64), crop=None, filters=4, blocks=1, steps=2, log_every=1, workers=0)
@@ -41,3 +43,54 @@ def test_the_source_is_translated_before_step_1(tmp_path: Path) -> None:
     }
     assert data_of["warm_up"]["source"] != data_of["step1"]["source"] == data_of["."]["source"]
     assert result == adapt(experiment, run_dir, machine), "a finished run is read"
+
+    # moved, and not finished, it goes on: the warm-up's network is the same wherever it lies
+    moved = run_dir.rename(tmp_path / "moved")
+    (moved / "result.json").unlink()
+    assert adapt(experiment, moved, machine)["miou"] == result["miou"]
+
+
+def test_a_bad_image_is_left_out_of_the_translation_too(tmp_path: Path) -> None:
+    data = few(tmp_path, images=3)
+    bad = sorted((data / "clear" / "train" / "images").iterdir())[1]
+    bad.unlink()
+    bad.write_bytes(b"no image")
+    experiment = tiny(data, steps=1)
+    experiment = replace(
+        experiment,
+        translation=TranslationConfig("cyclegan"),
+        cyclegan=SMALL,
+        schedule=replace(experiment.schedule, on_bad_image="skip"),
+    )
+    adapt(experiment, tmp_path / "run", Machine(torch.device("cpu"), Terminal(quiet=True)))
+    translation = tmp_path / "run" / "translation"
+    assert bad.name in (translation / "images" / bad.name).with_suffix(".unreadable").read_text()
+    assert len(list((translation / "images").rglob("*.png"))) == 2
+    with pytest.raises(InputError, match=bad.name):
+        adapt(
+            replace(experiment, schedule=replace(experiment.schedule, on_bad_image="fail")),
+            tmp_path / "strict",
+            Machine(torch.device("cpu"), Terminal(quiet=True)),
+        )
+
+
+def test_the_generator_sees_images_as_large_as_the_training_does() -> None:
+    experiment = replace(tiny(), translation=TranslationConfig("cyclegan"))
+    config = generator_config(experiment)
+    assert (config.size, config.crop) == ((48, 64), (48, 64))
+    own = replace(experiment, cyclegan=SMALL)
+    assert generator_config(own) == SMALL
+
+
+def test_a_wrong_segmenter_is_found_before_the_warm_up(tmp_path: Path) -> None:
+    experiment = replace(
+        tiny(few(tmp_path, images=3), steps=1),
+        translation=TranslationConfig("cyclegan"),
+        cyclegan=replace(SMALL, segmenter="nowhere.safetensors"),
+        warm_up=WarmUpConfig(steps=1),
+    )
+    machine = Machine(torch.device("cpu"), Terminal(quiet=True))
+    for name in ("sim_ssl", "translation"):
+        with pytest.raises(InputError, match=r"cyclegan\.segmenter: .*nowhere\.safetensors"):
+            train_row(experiment, name, tmp_path / name, machine, name)
+        assert not (tmp_path / name).exists()

@@ -179,6 +179,35 @@ def test_losses_and_gradients_of_a_step_by_hand(segmenter: DeepLab) -> None:
     assert all(parameter.grad is None for parameter in segmenter.parameters())
 
 
+class OtherImage(ImagePool):
+    """A pool that always gives back one and the same old image."""
+
+    def exchange(self, images: Tensor, random: np.random.Generator) -> Tensor:
+        return torch.full_like(images, 0.25)
+
+
+def test_the_discriminators_are_shown_what_the_pool_gives() -> None:
+    state = new_state(CycleGanConfig(crop=None, filters=4, blocks=1), None, 0, CPU)
+    state.target_pool = state.source_pool = OtherImage(1)
+    source, target = pictures(0), pictures(1)
+    before = copy.deepcopy(state)
+    report = cyclegan_step(state, source, target)
+    for name, real in (("target", signed(target)), ("source", signed(source))):
+        judge = getattr(before, f"{name}_discriminator")
+        old = torch.full_like(real, 0.25)
+        loss = ((judge(real) - 1) ** 2).mean() / 2 + (judge(old) ** 2).mean() / 2
+        assert report[f"loss/discriminator_{name}"].item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_both_optimisers_follow_the_schedule() -> None:
+    config = CycleGanConfig(crop=None, filters=4, blocks=1, steps=4, constant_steps=2, learning_rate=1e-3)
+    state = new_state(config, None, 0, CPU)
+    for wanted in (1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3):
+        cyclegan_step(state, pictures(0), pictures(1))
+        for optimiser in (state.generator_optimiser, state.discriminator_optimiser):
+            assert [group["lr"] for group in optimiser.param_groups] == [pytest.approx(wanted)]
+
+
 def test_without_weights_the_terms_are_left_out(segmenter: DeepLab) -> None:
     config = CycleGanConfig(crop=None, filters=4, blocks=1, identity=0.0)
     report = cyclegan_step(new_state(config, None, 0, CPU), pictures(0), pictures(1))
@@ -310,9 +339,12 @@ def test_a_state_that_was_saved_continues_bit_by_bit(split: int, tmp_path) -> No
     [
         ({"crop": (16, 64)}, "crop"),
         ({"size": (64, 64), "crop": (96, 64)}, "crop"),
-        ({"ema": 1.0}, "translate.ema"),
-        ({"blocks": 0}, "translate.blocks"),
-        ({"learning_rate": -1.0}, "translate.learning_rate"),
+        ({"ema": 1.0}, "cyclegan.ema"),
+        ({"blocks": 0}, "cyclegan.blocks"),
+        ({"learning_rate": -1.0}, "cyclegan.learning_rate"),
+        ({"flip": 2.0}, "cyclegan.flip"),
+        ({"batch_size": 0}, "cyclegan.batch_size"),
+        ({"steps": 0}, "cyclegan.steps"),
     ],
 )
 def test_options_out_of_range(options: dict, named: str) -> None:

@@ -45,6 +45,16 @@ def test_amplitudes_inside_are_the_references_and_phases_stay(size: tuple[int, i
     )
 
 
+@pytest.mark.parametrize(("beta", "rows"), [(0.29, 29), (0.07, 7), (0.01, 1)])
+def test_the_window_is_as_wide_as_beta_says(beta: float, rows: int) -> None:
+    images = torch.zeros(1, 3, 100, 4) + 0.5
+    references = torch.cos(2 * math.pi * rows * torch.arange(100.0) / 100)[:, None].expand(1, 3, 100, 4)
+    images = images + 0.1 * references  # as much of this frequency that its phase is known
+    changed = torch.fft.rfft2(swap_amplitude(images, 10 * references, beta))[0, 0, rows, 0].abs()
+    wanted = torch.fft.rfft2(10 * references)[0, 0, rows, 0].abs()
+    torch.testing.assert_close(changed, wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_the_whole_spectrum_at_one_half_of_two_equal_images_changes_nothing() -> None:
     images = noise(0)
     torch.testing.assert_close(swap_amplitude(images, images, 0.5), images, rtol=0, atol=1e-5)

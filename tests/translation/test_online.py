@@ -104,12 +104,17 @@ def test_off_is_the_default_and_returns_the_image() -> None:
     ],
 )
 def test_rows_above_translation_read_the_originals(row: str, translated: bool) -> None:
-    experiment = replace(
-        Experiment(), translation=TranslationConfig("lab"), source=DataConfig(root="a", translated="b")
-    )
-    chosen = row_of(experiment, row)
-    assert (chosen.translation.method == "lab") is translated
-    assert bool(chosen.source.translated) is translated
+    online = replace(Experiment(), translation=TranslationConfig("lab"))
+    assert (row_of(online, row).translation.method == "lab") is translated
+    folder = replace(Experiment(), source=DataConfig(root="a", translated="b"))
+    assert bool(row_of(folder, row).source.translated) is translated
+
+
+def test_nothing_is_translated_twice_and_nothing_is_said_in_vain() -> None:
+    with pytest.raises(InputError, match=r"translation\.method: lab .* source\.translated \(b\)"):
+        Experiment(source=DataConfig(root="a", translated="b"), translation=TranslationConfig("lab"))
+    with pytest.raises(InputError, match=r"translation\.share: 0\.5"):
+        TranslationConfig("cyclegan", share=0.5)
 
 
 @pytest.mark.parametrize(("option", "value"), [("beta", 0.6), ("beta", -0.1), ("share", 1.1)])

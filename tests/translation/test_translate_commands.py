@@ -1,7 +1,10 @@
 """`segadapt translate fit` and `segadapt translate apply` as a user runs them."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,10 @@ from segadapt.config import DataConfig, NetworkConfig
 from segadapt.data.decoding import read_image
 from segadapt.data.label_spaces import STREETS11
 from segadapt.data.readers import find_pairs
-from segadapt.networks.weights import build_network, save_network
+from segadapt.networks.weights import build_network, load_network, save_network
 from segadapt.translation import match_lab
-from streets import few
+from segadapt.translation.cyclegan import load_generator
+from streets import ROOT, few
 
 IMAGES = 6
 FIT = [
@@ -99,14 +103,83 @@ def said(code: int, capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_run_folder(fitted: Path) -> None:
     lines = [json.loads(line) for line in (fitted / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
+    assert [line["learning_rate"] for line in lines] == [2e-4, pytest.approx(2e-4 / 3)]
     wanted = {"loss/adversarial_target", "loss/adversarial_source", "loss/cycle", "loss/identity", "loss/semantic"}
     wanted |= {"loss/discriminator_target", "loss/discriminator_source", "label_drift", "learning_rate"}
     assert wanted | {"images_per_second", "memory_mib"} <= lines[-1].keys()
     result = json.loads((fitted / "result.json").read_text())
     assert {"seed", "versions", "data", "segmenter", "command", "seconds"} <= result.keys()
-    assert 0 <= result["label_drift"] <= 1
     assert result["data"]["source"]["images"] == IMAGES
     assert not list(fitted.rglob("*.part"))
+
+
+def test_the_label_drift_is_the_share_of_positions_whose_class_changes(
+    pair: Path, fitted: Path, segmenter: Path
+) -> None:
+    network = load_network(segmenter)
+    generator, _ = load_generator(fitted / "generator.safetensors")
+    drifts = []
+    for path in (pair / "clear/images").rglob("*.png"):
+        image = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].float()
+        with torch.inference_mode():
+            after = (generator(image / 127.5 - 1) + 1) * 127.5
+            before, after = (network(network.normalisation(each)).logits.argmax(1) for each in (image, after))
+        drifts.append((before != after).float().mean().item())
+    assert len(drifts) == IMAGES
+    assert 0 < sum(drifts) / IMAGES < 1
+    result = json.loads((fitted / "result.json").read_text())
+    assert result["label_drift"] == pytest.approx(sum(drifts) / IMAGES, abs=1e-3)
+
+
+def test_images_are_flipped_as_asked(pair: Path, tmp_path: Path) -> None:
+    losses = []
+    for flip in (0, 1):
+        assert fit(pair, tmp_path / f"flip{flip}", f"--flip={flip}", "--crop=null", "--steps=1") == 0
+        losses.append(json.loads((tmp_path / f"flip{flip}/result.json").read_text())["loss/cycle"])
+    assert losses[0] != losses[1]
+
+
+def test_two_processes_fit_and_apply_as_one(pair: Path, tmp_path: Path) -> None:
+    once = ["--steps=1", "--ema=0", "--pool_size=0"]
+    assert fit(pair, tmp_path / "one", "--batch_size=2", *once) == 0
+    common = [f"--source={pair}/clear", f"--target={pair}/adverse", "--quiet"]
+    torchrun("translate", "fit", *common, f"--run_dir={tmp_path}/two", *FIT, *once)
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    for loss in (name for name in one if name.startswith("loss/")):
+        assert two[loss] == pytest.approx(one[loss], rel=1e-4), loss
+
+    assert apply(pair, tmp_path / "alone", "lab") == 0
+    torchrun("translate", "apply", "--method=lab", *common, f"--out={tmp_path}/together", "--batch_size=1")
+    assert same_files(tmp_path / "alone", tmp_path / "together")
+
+
+def torchrun(*words: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "segadapt"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_segmenter_is_known_by_its_content(
+    pair: Path, fitted: Path, segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted, tmp_path / "run")
+    replaced = tmp_path / "model.safetensors"
+    save_network(replaced, build_network(NetworkConfig("efficientnet_lite0", "imagenet"), STREETS11, 1))
+    config = (tmp_path / "run/config.yaml").read_text()
+    (tmp_path / "run/config.yaml").write_text(config.replace(str(segmenter), str(replaced)))
+    assert "segmenter_digest" in said(fit(pair, tmp_path / "run", f"--segmenter={replaced}"), capsys)
+
+
+def test_images_that_are_too_small_are_refused(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = said(fit(pair, tmp_path / "run", "--size=null", "--crop=[64, 64]"), capsys)
+    assert "64x48" in line
+    assert "crop" in line
+    assert not (tmp_path / "run").exists()
+    for domain in ("clear", "adverse"):
+        (tmp_path / domain).mkdir()
+        Image.new("RGB", (16, 16)).save(tmp_path / domain / "0.png")
+    assert "32x32" in said(fit(tmp_path, tmp_path / "run", "--size=null", "--crop=null"), capsys)
 
 
 def test_a_stopped_run_continues_bit_by_bit(pair: Path, fitted: Path, segmenter: Path, tmp_path: Path) -> None:
@@ -215,9 +288,31 @@ def test_mistakes_are_one_line(pair: Path, fitted: Path, tmp_path: Path, capsys:
     assert "target: " in said(main([*command, "--target=/no/such/folder"]), capsys)
     assert "out" in said(apply(pair, pair / "clear/images/new", "lab"), capsys)
     assert "translate fit" in said(main(["translate"]), capsys)
+    assert "size: [0, 10]" in said(apply(pair, out, "lab", "--size=[0, 10]"), capsys)
+    assert "size: [4, 40]" in said(apply(pair, out, "cyclegan", f"--model={model}", "--size=[4, 40]"), capsys)
+    assert "labels" in said(main([*command, f"--target={ROOT}/data/streets/adverse"]), capsys)
+    assert "source: is empty" in said(main([*command[:3], "--source=", f"--out={out}"]), capsys)
     assert not out.exists()
     assert apply(pair, out, "lab") == 0
     assert "method lab, not histogram" in said(apply(pair, out, "histogram"), capsys)
+
+
+def test_only_what_was_made_here_counts_as_translated(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert apply(pair, out, "lab") == 0
+    shutil.copytree(pair, tmp_path / "other")
+    first = sorted((tmp_path / "other/clear/images").glob("*.png"))[0]
+    Image.new("RGB", (64, 48)).save(first)
+    assert "source" in said(apply(tmp_path / "other", out, "lab"), capsys), "of equal names, and others"
+    (out / "translation.json").write_text("{")
+    assert "translation.json: damaged" in said(apply(pair, out, "lab"), capsys)
+    (out / "translation.json").unlink()
+    assert "holds images" in said(apply(pair, out, "histogram"), capsys), "those of lab"
+    target = tmp_path / "other/adverse"
+    assert "within the target" in said(apply(tmp_path / "other", target / "images", "lab"), capsys)
+    assert not (target / "images/translation.json").exists()
 
 
 def test_a_damaged_source_image_is_named(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

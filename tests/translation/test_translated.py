@@ -112,6 +112,22 @@ def test_a_translation_may_be_smaller_than_image_and_labels(tmp_path: Path) -> N
     assert [labels.shape for labels in batch.labels] == [SIZE, SIZE]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_an_image_that_is_stored_turned_has_upright_labels(suffix: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    height, width = SIZE
+    Image.new("RGB", (height, width)).save(tmp_path / f"images/a{suffix}", exif=exif)  # turned, width x height
+    write_ids(tmp_path / "labels/a.png", size=(height, width))
+    out = write_translations(tmp_path / "out", ["a"])
+    config = DataConfig(root=str(tmp_path), label_space="streets11", translated=out)
+    images = find_pairs(config, labelled=True)
+    (batch,) = evaluation_batches(images, images.space, config, 1, 0)
+    assert [labels.shape for labels in batch.labels] == [(height, width)]
+
+
 def test_labels_of_another_size_than_the_original_are_still_refused(tmp_path: Path) -> None:
     config, names = camvid(tmp_path / "data")
     write_ids(tmp_path / "data/train/labels/a.png", size=(2, 3))

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,12 @@ from torch import Tensor
 
 from segadapt.adaptation.checkpoints import digest_of
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.run_folder import versions
-from segadapt.config import FolderTranslation, TranslationConfig
+from segadapt.adaptation.run_folder import read_left, versions
+from segadapt.config import SMALLEST, FolderTranslation, TranslationConfig
 from segadapt.data.decoding import read_image
-from segadapt.data.readers import ImageSet, fingerprint
+from segadapt.data.readers import IMAGE_SUFFIXES, UNREADABLE_SUFFIX, ImageSet, fingerprint
 from segadapt.data.transforms import resize_image
-from segadapt.errors import InputError, Stopped
+from segadapt.errors import InputError, UnreadableFileError
 from segadapt.networks.deeplab import DeepLab
 from segadapt.translation.cyclegan import generate, load_generator
 from segadapt.translation.cyclegan_step import semantic_loss
@@ -57,6 +58,11 @@ class _Pair(NamedTuple):
     reference: UInt8[np.ndarray, "H W 3"]
 
 
+class _Unreadable(NamedTuple):
+    name: str
+    error: UnreadableFileError
+
+
 def apply_translation(
     options: FolderTranslation,
     source: ImageSet,
@@ -65,6 +71,7 @@ def apply_translation(
     machine: Machine,
     shard: Shard = WHOLE,
     segmenter: DeepLab | None = None,
+    skip_bad: bool = False,
 ) -> dict[str, Any]:
     """Translate every image of `source` that `out` does not hold yet.
 
@@ -72,22 +79,25 @@ def apply_translation(
         options: Method and settings.
         source: What is translated.
         target: Whose style; not needed for 'cyclegan'.
-        out: Folder for the images, not within the source's.
+        out: Folder for the images, not within the source's or the target's.
         machine: Its processes share the shard.
         shard: Part of the images.
         segmenter: Measures the label drift, if given.
+        skip_bad: Whether a source image that cannot be read is left out: in the place of its translation a file that
+            ends in `.unreadable` says why, and a domain that reads the translations reads the image itself there.
 
     Returns:
-        Images "translated" and "skipped", "out", and, with a segmenter, the "label_drift" of the translated: the share
-        of pixels, 0 to 1, whose predicted class changed.
+        Images "translated", "skipped" (they were there) and "left_out", "out", and, with a segmenter, the "label_drift"
+        of those translated now: the share of pixels, 0 to 1, whose predicted class changed.
 
     Raises:
         InputError: wrong input, or `out` holds images that were made in another way.
         Stopped: a signal asked to leave; the same call continues.
     """
     processes = machine.processes
-    if source.root.resolve() in (out.resolve(), *out.resolve().parents):
-        raise InputError(f"out: {out} lies within the source {source.root}; choose a folder elsewhere")
+    for name, images in (("source", source), ("target", target)):
+        if images and images.root.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError(f"out: {out} lies within the {name} {images.root}; choose a folder elsewhere")
     options, translator, model = _translator(options, target, machine.device)
     out.mkdir(parents=True, exist_ok=True)
     _keep_made_by(out, _made_by(options, source, target, model))
@@ -96,13 +106,23 @@ def apply_translation(
     indices = range(part, len(source), parts)
     left = [index for index in indices if not _path(out, source.image_name(index), options).exists()]
     machine.terminal.start_progress(options.method, len(indices), len(indices) - len(left))
-    drift = 0.0
+    drift, done = 0.0, 0
     writing: list[Future[None]] = []
     # most of the time of a write is spent waiting for the disk to have it, so there are many
     with ThreadPoolExecutor(2 * options.batch_size) as pool:
-        for pairs in _read_ahead(pool, left, source, target, options):
-            if machine.signals.received:
-                raise Stopped(machine.signals.received)
+        batches = _read_ahead(pool, left, source, target, options)
+        # a process with fewer images than the others asks as often as they do whether to leave
+        for _ in range(processes.largest(ceil(len(left) / options.batch_size))):
+            machine.leave_if_stopped()
+            pairs = []
+            for pair in next(batches, []):
+                if isinstance(pair, _Pair):
+                    pairs.append(pair)
+                elif skip_bad:
+                    _note_unreadable(_path(out, pair.name, options), pair.error)
+                    machine.terminal.say(f"left out: {pair.error}")
+                else:
+                    raise pair.error
             for group in _of_equal_size(pairs):
                 images = _batch([pair.image for pair in group], machine.device)
                 translated = translator(images, _batch([pair.reference for pair in group], machine.device)).clamp(0, 1)
@@ -112,12 +132,14 @@ def apply_translation(
                 _wait(writing, machine)
                 paths = [_path(out, pair.name, options) for pair in group]
                 writing = [pool.submit(_write, *pair, options) for pair in zip(paths, pixels, strict=True)]
+                done += len(group)
         _wait(writing, machine)
     machine.terminal.finish_progress()
-    totals = processes.sum(torch.tensor([len(left), len(indices) - len(left), drift], dtype=torch.float64)).tolist()
-    result: dict[str, Any] = {"out": str(out), "translated": int(totals[0]), "skipped": int(totals[1])}
-    if segmenter is not None and totals[0]:
-        result["label_drift"] = totals[2] / totals[0]
+    counts = torch.tensor([done, len(indices) - len(left), len(left) - done, drift], dtype=torch.float64)
+    translated, skipped, left_out, drift = processes.sum(counts).tolist()
+    result = {"out": str(out), "translated": int(translated), "skipped": int(skipped), "left_out": int(left_out)}
+    if segmenter is not None and translated:
+        result["label_drift"] = drift / translated
     return result
 
 
@@ -149,6 +171,7 @@ def _made_by(
             "model": model,
             "size": options.size and list(options.size),
             "seed": options.seed if target and options.method != "cyclegan" else None,
+            "source": fingerprint(source),
             "target": fingerprint(target) if target and options.method != "cyclegan" else None,
             "jpeg_quality": options.jpeg_quality,
         },
@@ -161,15 +184,21 @@ def _made_by(
 
 def _keep_made_by(out: Path, made_by: dict[str, Any]) -> None:
     path = out / MADE_BY_FILE
+    # looked at before the file that another shard may be writing: it comes before the images
+    strange = next((file for file in out.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES), None)
     if path.exists():
-        earlier = json.loads(path.read_text()).get("settings", {})
+        earlier = read_left(path, json.loads).get("settings", {})
         for key, value in made_by["settings"].items():
             if earlier.get(key) != value:
                 raise InputError(
                     f"{path}: the images there were made with {key} {earlier.get(key)}, not {value}; "
-                    "choose another --out, or delete it"
+                    f"choose another --out, or delete the folder {out}"
                 )
         return
+    if strange:
+        raise InputError(
+            f"out: {out} holds images of which no {MADE_BY_FILE} says how they were made ({strange}); choose another"
+        )
     # shards may start at once: each writes a file of its own, and any of them, renamed, is the file
     own = path.with_name(f"{MADE_BY_FILE}.{os.getpid()}")
     with whole_file(own) as file:
@@ -179,9 +208,9 @@ def _keep_made_by(out: Path, made_by: dict[str, Any]) -> None:
 
 def _read_ahead(
     pool: ThreadPoolExecutor, indices: list[int], source: ImageSet, target: ImageSet | None, options: FolderTranslation
-) -> Iterator[list[_Pair]]:
+) -> Iterator[list[_Pair | _Unreadable]]:
     """Batches of images with their references, the next one being read while one is translated."""
-    waiting: list[Future[_Pair]] = []
+    waiting: list[Future[_Pair | _Unreadable]] = []
     for start in range(0, len(indices), options.batch_size):
         batch = indices[start : start + options.batch_size]
         following = [pool.submit(_read, source, index, target, options) for index in batch]
@@ -192,14 +221,26 @@ def _read_ahead(
         yield [future.result() for future in waiting]
 
 
-def _read(source: ImageSet, index: int, target: ImageSet | None, options: FolderTranslation) -> _Pair:
-    name, image = source.image_name(index), read_image(source.file(index))
+def _read(source: ImageSet, index: int, target: ImageSet | None, options: FolderTranslation) -> _Pair | _Unreadable:
+    name = source.image_name(index)
+    try:
+        image = read_image(source.file(index))
+    except UnreadableFileError as error:
+        return _Unreadable(name, error)
     image = resize_image(image, options.size or image.shape[:2])
+    if options.method == "cyclegan" and min(image.shape[:2]) < SMALLEST:
+        raise InputError(f"{source.file(index)}: is too small for a generator; resize it with size")
     if target is None or options.method == "cyclegan":
         return _Pair(name, image, image)
     random = np.random.default_rng([options.seed, zlib.crc32(name.encode())])
     reference = read_image(target.file(int(random.integers(len(target)))))
     return _Pair(name, image, resize_image(reference, image.shape[:2]))
+
+
+def _note_unreadable(path: Path, error: UnreadableFileError) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path.with_suffix(UNREADABLE_SUFFIX)) as file:
+        file.write(f"{error}\n".encode(errors="surrogateescape"))
 
 
 def _of_equal_size(pairs: list[_Pair]) -> list[list[_Pair]]:

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_folder import CONFIG_FILE, RESULT_FILE, config_text, data_of, finished_result, versions
 from segadapt.adaptation.run_log import Metrics, command_line
 from segadapt.adaptation.trainer import finite_losses, memory_mib
-from segadapt.config import AugmentationConfig, CycleGanConfig, DataConfig
-from segadapt.data.loading import evaluation_batches, training_batches
+from segadapt.config import SMALLEST, AugmentationConfig, CycleGanConfig, DataConfig
+from segadapt.data.decoding import upright_size
+from segadapt.data.loading import LeftOut, evaluation_batches, training_batches
 from segadapt.data.readers import ImageSet, find_pairs
-from segadapt.errors import InputError, Stopped
+from segadapt.errors import InputError, Stopped, UnreadableFileError
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.weights import load_network
 from segadapt.translation.cyclegan import Generator, generate, save_generator
@@ -33,6 +35,8 @@ from segadapt.whole_file import whole_file
 
 GENERATOR_FILE = "generator.safetensors"
 DRIFT_IMAGES = 50  # of the source, spread over the set, that the label drift in result.json is measured on
+PROBED_IMAGES = 100  # of each domain, whose size is looked at before training
+LABEL_FOLDERS = {"labels", "label", "gtfine", "gt", "annotations", "masks"}
 _SOURCE, _TARGET = 0, 1  # the two streams draw from different seeds
 
 
@@ -46,17 +50,41 @@ def images_in(name: str, folder: str) -> ImageSet:
     Raises:
         InputError: it is not there, or holds no images.
     """
+    if not folder:
+        raise InputError(f"{name}: is empty; give a folder of images")
     try:
         # some label space has to be named; nothing is read with it
-        return find_pairs(DataConfig(root=folder, label_space="cityscapes19"), labelled=False)
+        images = find_pairs(DataConfig(root=folder, label_space="cityscapes19"), labelled=False)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+    for path in images.images:
+        if LABEL_FOLDERS & {part.lower() for part in path.relative_to(images.root).parts[:-1]}:
+            raise InputError(f"{name}: {images.root} holds labels too ({path}); give the folder of the images")
+    return images
 
 
 def fit_translation(
-    config: CycleGanConfig, source: ImageSet, target: ImageSet, seed: int, run_dir: Path, machine: Machine
+    config: CycleGanConfig,
+    source: ImageSet,
+    target: ImageSet,
+    seed: int,
+    run_dir: Path,
+    machine: Machine,
+    segmenter: Path | None = None,
+    skip_bad: bool = False,
 ) -> dict[str, Any]:
     """Train until `config.steps`; a finished run of the same configuration is only read.
+
+    Args:
+        config: Networks, losses, schedule.
+        source: Images to translate.
+        target: Images of the style.
+        seed: Of every random choice.
+        run_dir: The run folder.
+        machine: Where to train.
+        segmenter: A model trained on the source, where `config.segmenter` names none; known by its content, so that a
+            run folder can be moved.
+        skip_bad: Whether another image takes the place of one that cannot be read.
 
     Returns:
         The content of `run_dir/result.json`.
@@ -69,17 +97,27 @@ def fit_translation(
     processes = machine.processes
     if seed < 0:
         raise InputError(f"seed: {seed} is negative; use 0 or more")
-    segmenter = load_network(config.segmenter) if config.segmenter else None
-    configuration = _configuration(config, source, target, seed)
+    model = Path(config.segmenter) if config.segmenter else segmenter
+    network = load_network(str(model)) if model else None
+    digest = digest_of(model) if model else None
+    configuration = {
+        "source": str(source.root), "target": str(target.root), "seed": seed, **asdict(config),
+        "segmenter_digest": digest,
+    }  # fmt: skip
     finished = processes.share(finished_result(run_dir, configuration))
     if finished:
         return finished
-    state = new_state(config, segmenter, seed, machine.device, processes)
+    for images in (source, target):
+        _refuse_small(images, config)
+    if network is None:
+        machine.terminal.say("no segmenter: nothing keeps labels valid, and the label drift is not measured")
+    state = new_state(config, network, seed, machine.device, processes)
     restore(state, run_dir, machine)
-    streams = _streams(config, source, target, state)
+    left_out = partial(_say_left_out, machine) if skip_bad else None
+    streams = _streams(config, source, target, state, left_out)
     provenance = {
         "seed": seed,
-        "segmenter": digest_of(Path(config.segmenter)) if config.segmenter else None,
+        "segmenter": digest,
         "versions": versions(),
         "data": data_of({"source": source, "target": target}),
     }
@@ -90,8 +128,8 @@ def fit_translation(
     with Metrics(run_dir, state.step, processes.is_first) as metrics:
         losses = _train(state, streams, run_dir, metrics, machine)
     result = {**losses, "step": state.step, **provenance, "command": command_line(), "seconds": state.seconds}
-    if segmenter is not None:
-        result["label_drift"] = label_drift(segmenter, state.result, source, config.size, machine.device)
+    if network is not None:
+        result["label_drift"] = label_drift(network, state.result, source, config.size, machine.device, left_out)
     if processes.is_first:
         extra = {"provenance": json.dumps(provenance), "input_size": json.dumps(config.size)}
         save_generator(run_dir / GENERATOR_FILE, state.result, extra)
@@ -102,13 +140,19 @@ def fit_translation(
 
 @torch.inference_mode()
 def label_drift(
-    segmenter: DeepLab, generator: Generator, source: ImageSet, size: tuple[int, int] | None, device: torch.device
+    segmenter: DeepLab,
+    generator: Generator,
+    source: ImageSet,
+    size: tuple[int, int] | None,
+    device: torch.device,
+    left_out: LeftOut | None = None,
 ) -> float:
     """Share of the source's pixels, 0 to 1, whose predicted class the generator changes; of up to 50 whole images."""
     indices = np.unique(np.linspace(0, len(source) - 1, DRIFT_IMAGES).round().astype(int))
     chosen = replace(source, images=tuple(source.images[index] for index in indices), labels=(None,) * len(indices))
     drifts = []
-    for batch in evaluation_batches(chosen, chosen.space, DataConfig(size=size), batch_size=1, workers=0):
+    data = DataConfig(size=size)
+    for batch in evaluation_batches(chosen, chosen.space, data, batch_size=1, workers=0, left_out=left_out):
         images = batch.images.to(device).float() / 255
         translated = generate(generator, images)
         _, drift = semantic_loss(segmenter, images * 2 - 1, translated * 2 - 1)
@@ -117,7 +161,7 @@ def label_drift(
 
 
 def _streams(
-    config: CycleGanConfig, source: ImageSet, target: ImageSet, state: CycleGanState
+    config: CycleGanConfig, source: ImageSet, target: ImageSet, state: CycleGanState, left_out: LeftOut | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Source and target images from the state's step on."""
     processes, augmentation = state.processes, AugmentationConfig(flip=config.flip, crop=config.crop)
@@ -126,7 +170,7 @@ def _streams(
         batches = training_batches(
             images, images.space, DataConfig(size=config.size), augmentation, config.batch_size, state.seed, domain,
             config.workers, state.step * config.batch_size * processes.count,
-            rank=processes.rank, processes=processes.count,
+            rank=processes.rank, processes=processes.count, left_out=left_out,
         )  # fmt: skip
         return (batch.images for batch in batches)
 
@@ -179,6 +223,22 @@ def _train(
     return numbers
 
 
-def _configuration(config: CycleGanConfig, source: ImageSet, target: ImageSet, seed: int) -> dict[str, Any]:
-    """What decides the run."""
-    return {"source": str(source.root), "target": str(target.root), "seed": seed, **asdict(config)}
+def _say_left_out(machine: Machine, _index: int, problem: str) -> None:
+    machine.terminal.say(f"left out: {problem}")
+
+
+def _refuse_small(images: ImageSet, config: CycleGanConfig) -> None:
+    """Raises InputError where crops would be filled up with grey, which would be learned, or nothing would be left."""
+    if config.size:
+        return  # which was compared with the crop
+    height, width = config.crop or (SMALLEST, SMALLEST)
+    for path in images.spread(PROBED_IMAGES).images:
+        try:
+            size = upright_size(path)
+        except UnreadableFileError:
+            continue  # said where it is read
+        if size[0] < height or size[1] < width:
+            raise InputError(
+                f"crop: {path} is {size[1]}x{size[0]} (width x height), smaller than {width}x{height}; "
+                "use a smaller crop, or resize the images with size"
+            )

@@ -25,9 +25,9 @@ from segadapt.adaptation.run_folder import (
     finished_result,
 )
 from segadapt.adaptation.training import run_training
-from segadapt.config import Experiment, FolderTranslation
+from segadapt.config import CycleGanConfig, Experiment, FolderTranslation
 from segadapt.errors import InputError
-from segadapt.networks.weights import build_network
+from segadapt.networks.weights import build_network, load_network
 from segadapt.processes import Processes
 from segadapt.whole_file import whole_file
 
@@ -102,6 +102,7 @@ def train_row(
         return adapt(experiment, run_dir, machine, start, translated)
     row = row_of(experiment, name)
     if name in ADAPTING:
+        refuse_wrong_generator(row)
         start = start or warm_up(experiment, run_dir / "warm_up", machine)
         translated = translated or translated_source(row, run_dir / "translation", start, machine)
     return run_training(row, run_dir, machine, title, start, translated)
@@ -119,7 +120,7 @@ def translated_source(experiment: Experiment, run_dir: Path, segmenter: Path | N
     """Train a CycleGAN and write all source images in the target's style, if the experiment asks for it.
 
     Args:
-        experiment: Its `translation`, `cyclegan`, source and target.
+        experiment: Its `translation`, `cyclegan`, source, target, and what it does about bad images.
         run_dir: Folder of the generator's training; the images go to `images/` in it.
         segmenter: A model trained on the source, for the semantic loss where `cyclegan.segmenter` names none.
         machine: Where to train.
@@ -129,16 +130,36 @@ def translated_source(experiment: Experiment, run_dir: Path, segmenter: Path | N
     """
     if experiment.translation.method != "cyclegan":
         return None
-    config = experiment.cyclegan
-    if segmenter and not config.segmenter:
-        config = replace(config, segmenter=str(segmenter))
     source = find_domain("source", experiment.source, labelled=False)
     target = find_domain("target", experiment.target, labelled=False)
-    fit_translation(config, source, target, experiment.seed, run_dir, machine)
-    options = FolderTranslation("cyclegan", model=str(run_dir / GENERATOR_FILE), seed=experiment.seed)
-    apply_translation(options, source, None, run_dir / "images", machine)
+    config, skip_bad = generator_config(experiment), experiment.schedule.on_bad_image == "skip"
+    fit_translation(config, source, target, experiment.seed, run_dir, machine, segmenter, skip_bad)
+    # one image at a time: whole ones fill a machine, and several may not fit into its memory
+    options = FolderTranslation("cyclegan", model=str(run_dir / GENERATOR_FILE), seed=experiment.seed, batch_size=1)
+    apply_translation(options, source, None, run_dir / "images", machine, skip_bad=skip_bad)
     machine.processes.wait()
     return run_dir / "images"
+
+
+def generator_config(experiment: Experiment) -> CycleGanConfig:
+    """`cyclegan`, at the size at which the source is trained on where it names none; a crop is no larger than that.
+
+    The network that keeps labels valid was trained at that size, and would err at another.
+    """
+    config, size = experiment.cyclegan, experiment.source.size
+    if config.size or not size:
+        return config
+    crop = config.crop and (min(config.crop[0], size[0]), min(config.crop[1], size[1]))
+    return replace(config, size=size, crop=crop)
+
+
+def refuse_wrong_generator(experiment: Experiment) -> None:
+    """Raises InputError for what `translated_source` would find wrong after the warm-up."""
+    if experiment.translation.method == "cyclegan" and generator_config(experiment).segmenter:
+        try:
+            load_network(experiment.cyclegan.segmenter)
+        except InputError as error:
+            raise InputError(f"cyclegan.segmenter: {error}") from None
 
 
 def finished_row(experiment: Experiment, name: str, run_dir: Path) -> dict[str, Any] | None:
@@ -167,6 +188,7 @@ def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes,
         raise InputError("pseudo_labels.model: 'best' is chosen on test labels, and test.root is empty; use 'selected'")
     if experiment.pseudo_labels.model == "selected" and not experiment.selection.images:
         raise InputError("pseudo_labels.model: 'selected' needs scores without labels; set selection.images above 0")
+    refuse_wrong_generator(experiment)
     space = trained_space(experiment, source, target)
     if processes.is_first:
         if start is None and not (run_dir / EXPERIMENT_FILE).exists():

@@ -46,7 +46,7 @@ def run(options: Namespace) -> int:
     if options.json:
         print(json.dumps(result, indent=1))
         return 0
-    drift = f"; label drift {100 * result['label_drift']:.1f} %" if "label_drift" in result else ""
+    drift = f"; label drift of those now {100 * result['label_drift']:.1f} %" if "label_drift" in result else ""
     print(f"{result['out']}: {result['translated']} images translated, {result['skipped']} were there{drift}")
     return 0
 

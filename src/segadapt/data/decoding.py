@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from segadapt.data.label_spaces import RAW_IDS
 from segadapt.errors import InputError, UnreadableFileError
@@ -20,6 +20,7 @@ from segadapt.errors import InputError, UnreadableFileError
 # Only these are decoded: some of Pillow's other formats start programs (EPS runs Ghostscript).
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TURNED = 5  # orientations from here on have height and width exchanged
 _RGB, _GREY_ALPHA, _RGBA = 2, 4, 6  # colour types in the header of a PNG
 
 
@@ -97,6 +98,19 @@ def image_size(path: Path) -> tuple[int, int]:
         return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
     with _opened(path, "image") as image:
         return image.height, image.width
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) that `read_image` gives an image, from what stands before its pixels.
+
+    Raises:
+        UnreadableFileError: The file is missing, or cannot be read as an image.
+    """
+    with _opened(path, "image") as image:
+        # of a PNG that has no such chunk yet, Pillow would decode the pixels to find one behind them
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        turned = exif.get(ExifTags.Base.Orientation, 1) >= _TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _first_channel_16_bit(path: Path, colour_type: int) -> UInt16[np.ndarray, "H W"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segadapt.config import AugmentationConfig, DataConfig
-from segadapt.data.decoding import image_size, read_image, read_labels, read_raw_ids
+from segadapt.data.decoding import read_image, read_labels, read_raw_ids, upright_size
 from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace, remap
 from segadapt.data.readers import ImageSet, fingerprint
 from segadapt.data.transforms import augment, resize_image
@@ -397,7 +397,7 @@ def _table(image_set: ImageSet, space: LabelSpace) -> UInt8[np.ndarray, " 65536"
 
 def _original_size(image_set: ImageSet, index: int, image: UInt8[np.ndarray, "H W 3"]) -> tuple[int, int]:
     """The size that labels have to have: that of the image, of which a translation may be a smaller copy."""
-    return image_size(image_set.images[index]) if image_set.translations else image.shape[:2]
+    return upright_size(image_set.images[index]) if image_set.translations else image.shape[:2]
 
 
 def _labels_of(

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_SUFFIX = ".png"
+UNREADABLE_SUFFIX = ".unreadable"  # of a file that says why an image has no translation
 SPACE_FILES = ("label_space.yaml", "classes.yaml")
 _Stars = tuple[str, ...]  # what the stars of a pattern stand for in the path of one image
 _PROBED_LABELS = 8
@@ -46,7 +47,8 @@ class ImageSet:
         images: Image files, in a fixed order.
         labels: Label file of each image; None throughout a set whose labels are not to be read.
         table: Raw id in a label file to train id of `space`, 255 for all else.
-        translations: Files that are read in place of images, by `image_name`; none, or one of every image.
+        translations: Files that are read in place of images, by `image_name`; none, or one of every image that could
+            be read when they were made.
     """
 
     name: str
@@ -285,12 +287,13 @@ def _translations(folder: Path, image_set: ImageSet) -> dict[str, Path]:
         raise InputError(f"translated: '{folder}' is not a folder; write it with 'segadapt translate apply --out'")
     found = {f"{stars[0]}.png": file for stars, file in _Pattern(folder, "*").find(IMAGE_SUFFIXES).items()}
     names = [image_set.image_name(index) for index in range(len(image_set))]
-    if missing := [name for name in names if name not in found]:
+    missing = [name for name in names if name not in found]
+    if missing := [name for name in missing if not (folder / name).with_suffix(UNREADABLE_SUFFIX).exists()]:
         raise InputError(
             f"translated: {folder / missing[0]} is missing ({len(missing)} of {len(names)} are); finish "
             f"'segadapt translate apply --source {image_set.root} --out {folder}', or leave translated empty"
         )
-    return {name: found[name] for name in names}
+    return {name: found[name] for name in names if name in found}
 
 
 def _probe_labels(image_set: ImageSet) -> None:

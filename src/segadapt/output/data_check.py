@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from segadapt.adaptation.domains import EVALUATION_BATCH
 from segadapt.config import AugmentationConfig, DataConfig, Experiment, MatchingConfig, NetworkConfig
-from segadapt.data.decoding import image_size, read_image, read_raw_ids
+from segadapt.data.decoding import read_image, read_raw_ids, upright_size
 from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace, common, remap
 from segadapt.data.readers import ImageSet, find_pairs, find_what_is_there
 from segadapt.data.transforms import augment
@@ -199,7 +199,7 @@ class PairCounter(Dataset[PairCount]):
 
     def _count(self, index: int) -> PairCount:
         image = read_image(self.images.file(index))
-        size = image_size(self.images.images[index]) if self.images.translations else image.shape[:2]
+        size = upright_size(self.images.images[index]) if self.images.translations else image.shape[:2]
         path = self.images.labels[index]
         if path is None:
             raw_ids = None

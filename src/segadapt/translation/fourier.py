@@ -25,7 +25,8 @@ def swap_amplitude(
     if beta == 0:
         return images
     height, width = images.shape[-2:]
-    rows, columns = int(beta * height), int(beta * width)
+    # 0.29 * 100 is 28.999...: a little is added, so that rounding takes no frequency away
+    rows, columns = int(beta * height + 1e-9), int(beta * width + 1e-9)
     spectrum = torch.fft.rfft2(images)
     # rfft2 keeps columns 0..W/2; rows -r..-1 stand at the end
     kept_rows = torch.arange(-rows, rows + 1, device=images.device) % height
