@@ -16,6 +16,7 @@ from segadapt.networks.weights import build_network
 from segadapt.translation.cyclegan import (
     Generator,
     PatchDiscriminator,
+    ReflectedConv2d,
     draw_weights,
     generate,
     load_generator,
@@ -69,6 +70,29 @@ def test_a_generator_keeps_the_size_and_the_range(size: tuple[int, int]) -> None
     out = generator(3 * torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)))
     assert out.shape == (2, 3, *size)
     assert out.abs().max() <= 1
+
+
+@pytest.mark.parametrize("side", [3, 7])
+def test_a_reflected_convolution_is_torchs_in_both_ways(side: int) -> None:
+    ours = ReflectedConv2d(2, 3, side)
+    theirs = nn.Conv2d(2, 3, side, padding=side // 2, padding_mode="reflect")
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.rand(2, 2, 9, 12)
+
+    def outcome(layer: nn.Module) -> tuple[Tensor, Tensor]:
+        values = images.clone().requires_grad_()
+        output = layer(values)
+        output.square().sum().backward()
+        assert values.grad is not None
+        return output.detach(), values.grad
+
+    wanted = outcome(theirs)
+    torch.testing.assert_close(outcome(ours), wanted)
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.testing.assert_close(outcome(ours), wanted)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_judgement_sees_70_by_70_pixels() -> None:

@@ -298,7 +298,8 @@ def cross_entropy(
 
     Paper: a sum over pixels; the mean is what its learning rate belongs to.
     """
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    # summed by itself, because a GPU has no deterministic way to do both at once
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").sum()
     return total / ((labels != IGNORE).sum().clamp(min=1) if labelled is None else labelled)
 
 

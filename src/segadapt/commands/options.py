@@ -1,5 +1,6 @@
 """Options that several commands have, and what becomes of them: the experiment, the device, the terminal."""
 
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -123,6 +124,7 @@ def device_of(options: Namespace) -> "torch.device":
     keep_freed_memory()
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to promise the same
     use_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     return torch.device(f"cuda:{started_processes().local_rank}" if use_cuda else "cpu")
 

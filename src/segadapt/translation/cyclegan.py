@@ -34,7 +34,7 @@ class Generator(nn.Module):
         super().__init__()
         self.filters, self.blocks = filters, blocks
         self.layers = nn.Sequential(
-            nn.Conv2d(3, filters, 7, padding=3, padding_mode="reflect"),
+            ReflectedConv2d(3, filters, 7),
             *_normalised(filters),
             nn.Conv2d(filters, 2 * filters, 3, stride=2, padding=1),
             *_normalised(2 * filters),
@@ -45,7 +45,7 @@ class Generator(nn.Module):
             *_normalised(2 * filters),
             nn.ConvTranspose2d(2 * filters, filters, 3, stride=2, padding=1, output_padding=1),
             *_normalised(filters),
-            nn.Conv2d(filters, 3, 7, padding=3, padding_mode="reflect"),
+            ReflectedConv2d(filters, 3, 7),
             nn.Tanh(),
         )
 
@@ -53,8 +53,38 @@ class Generator(nn.Module):
         """Images in -1..1 in the style of the other domain, at the same size."""
         height, width = images.shape[-2:]
         # halved twice and doubled twice, a size that four does not divide would come out larger
-        padded = F.pad(images, (0, -width % 4, 0, -height % 4), mode="reflect")
-        return self.layers(padded)[..., :height, :width]
+        return self.layers(mirrored(images, (0, -width % 4), (0, -height % 4)))[..., :height, :width]
+
+
+class ReflectedConv2d(nn.Conv2d):
+    """A convolution that keeps the size: what lies beyond an edge is the mirror image of what lies within.
+
+    Args:
+        channels: Of the input.
+        filters: Of the output.
+        side: Of the window; odd.
+    """
+
+    def __init__(self, channels: int, filters: int, side: int) -> None:
+        super().__init__(channels, filters, side)
+        self.beyond = side // 2
+
+    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
+        """A map of the same height and width."""
+        return super().forward(mirrored(input, (self.beyond, self.beyond), (self.beyond, self.beyond)))
+
+
+def mirrored(
+    values: Float[Tensor, "B C H W"], columns: tuple[int, int], rows: tuple[int, int]
+) -> Float[Tensor, "B C H2 W2"]:
+    """`values` with so many more columns left and right, and rows above and below: mirror images of those inside."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.pad(values, (*columns, *rows), mode="reflect")
+    for dimension, (before, after) in ((3, columns), (2, rows)):  # a GPU's gradient of `pad` is not deterministic
+        size = values.shape[dimension]
+        first, last = values.narrow(dimension, 1, before), values.narrow(dimension, size - 1 - after, after)
+        values = torch.cat([first.flip(dimension), values, last.flip(dimension)], dimension)
+    return values
 
 
 class ResidualBlock(nn.Module):
@@ -63,9 +93,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
+            ReflectedConv2d(channels, channels, 3),
             *_normalised(channels),
-            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
+            ReflectedConv2d(channels, channels, 3),
             nn.InstanceNorm2d(channels),
         )
 

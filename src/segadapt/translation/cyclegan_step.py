@@ -205,7 +205,8 @@ def semantic_loss(
     with torch.no_grad():
         labels = segmenter(segmenter.normalisation(_bytes(before))).logits.argmax(1)
     logits = segmenter(segmenter.normalisation(_bytes(after))).logits.float()
-    return F.cross_entropy(logits, labels), (logits.argmax(1) != labels).float().mean()
+    # the mean by itself, because a GPU has no deterministic way to do both at once
+    return F.cross_entropy(logits, labels, reduction="none").mean(), (logits.argmax(1) != labels).float().mean()
 
 
 @torch.no_grad()
