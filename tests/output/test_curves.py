@@ -1,24 +1,11 @@
 """Figure 2: from the metrics of run folders to a table of scores by step and a picture."""
 
 import csv
-import json
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
-from segadapt.output.curves import evaluations_of, mean_of_seeds, picture, save_curves
-
-
-def run_folder(folder: Path, scores: dict[int, float]) -> Path:
-    folder.mkdir()
-    lines = [{"step": step, "evaluation": {"miou": miou}} for step, miou in scores.items()]
-    lines.insert(1, {"step": 3, "loss/segmentation": 0.5})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def test_evaluations_are_read_from_the_metrics(tmp_path: Path) -> None:
-    assert evaluations_of(run_folder(tmp_path / "a", {2: 30.0, 4: 31.5})) == {2: 30.0, 4: 31.5}
-    assert evaluations_of(tmp_path / "absent") == {}
+from segadapt.output.curves import HEIGHT, WIDTH, Curve, mean_of_seeds, picture, save_curves
 
 
 def test_the_mean_is_over_seeds_where_all_have_a_score() -> None:
@@ -27,11 +14,7 @@ def test_the_mean_is_over_seeds_where_all_have_a_score() -> None:
 
 
 def test_both_files(tmp_path: Path) -> None:
-    runs = {
-        ("+ AA", 0): run_folder(tmp_path / "a", {2: 30.0, 4: 40.0}),
-        ("<SIM>", 0): run_folder(tmp_path / "b", {2: 35.0, 4: 20.0}),
-    }
-    save_curves(runs, tmp_path)
+    save_curves({("+ AA", 0): {2: 30.0, 4: 40.0}, ("<SIM>", 0): {2: 35.0, 4: 20.0}}, tmp_path)
     with (tmp_path / "curves.csv").open() as file:
         table = list(csv.DictReader(file))
     assert table[0] == {"row": "+ AA", "seed": "0", "step": "2", "miou": "30.000"}
@@ -48,9 +31,37 @@ def test_both_files(tmp_path: Path) -> None:
 
 
 def test_one_evaluation_makes_no_curve(tmp_path: Path) -> None:
-    save_curves({("+ AA", 0): run_folder(tmp_path / "a", {4: 30.0})}, tmp_path)
+    save_curves({("+ AA", 0): {4: 30.0}}, tmp_path)
     assert not (tmp_path / "curves.csv").exists()
 
 
 def test_a_flat_curve_can_be_drawn() -> None:
     assert "polyline" in picture({"AA": {1: 30.0, 2: 30.0}})
+
+
+def test_seeds_without_a_common_step_have_no_mean(tmp_path: Path) -> None:
+    apart: dict[tuple[str, int], Curve] = {("AA", 0): {2: 30.0, 4: 31.0}, ("AA", 1): {3: 30.0, 5: 31.0}}
+    save_curves(apart, tmp_path)
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 5
+    assert not (tmp_path / "curves.svg").exists()
+    save_curves(apart | {("SIM", 0): {2: 35.0, 4: 20.0}}, tmp_path)
+    svg = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    assert len([element for element in svg if element.tag.endswith("polyline")]) == 1
+    assert any(element.text == "AA (no step that all seeds were scored at)" for element in svg)
+
+
+def test_many_rows_are_told_apart_and_stand_within_the_picture() -> None:
+    titles = [f"row {number}" for number in range(9)] + ["runs/" + "long/" * 40 + "lambda_ci_0.05"]
+    svg = ElementTree.fromstring(picture({title: {1: 30.0, 2: 31.0} for title in titles}))
+    lines = [element for element in svg if element.tag.endswith("polyline")]
+    assert len({(line.get("stroke"), line.get("stroke-dasharray")) for line in lines}) == 10
+    height = float(svg.get("viewBox", "").split()[3])
+    texts = [e for e in svg if e.tag.endswith("text") and float(e.get("y", "0")) >= HEIGHT]
+    assert [element.text for element in texts[:9]] == titles[:9]
+    assert str(texts[9].text).endswith("lambda_ci_0.05")
+    places = [float(element.get("y", "")) for element in texts]
+    assert places == sorted(places)
+    assert min(b - a for a, b in pairwise(places)) >= 16, "more than the letters are high"
+    assert places[-1] <= height
+    # letters of 13 pixels are 7 wide on average
+    assert all(float(e.get("x", "")) + 7 * len(str(e.text)) <= WIDTH for e in texts)

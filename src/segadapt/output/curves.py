@@ -1,7 +1,7 @@
 """The score of the test images against the training step, as in Figure 2, of several trainings over one another.
 
-In: run folders whose `schedule.evaluate_every` is above 0. Out: `curves.csv`, a line for each evaluation, and
-`curves.svg`, one line for each row of the table, the mean of its seeds.
+In: the evaluations of trainings whose `schedule.evaluate_every` is above 0. Out: `curves.csv`, a line for each
+evaluation, and `curves.svg`, one line for each row of the table, the mean of its seeds.
 """
 
 import csv
@@ -11,40 +11,34 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from segadapt.adaptation.run_log import lines_until
+from segadapt.output.report.charts import stroke
 
-WIDTH, HEIGHT, MARGIN = 720, 400, 48  # of the picture, in pixels
-# Okabe and Ito: told apart with any colour vision
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#000000")
+WIDTH, HEIGHT, MARGIN = 720, 400, 48  # of the chart, in pixels; the legend is below it
+LINE, LONGEST = 20, 80  # pixels from one line of the legend to the next; letters of a title that it has room for
 
-Curve = dict[int, float]
-
-
-def evaluations_of(run_dir: Path) -> Curve:
-    """mIoU in percent by step, from the metrics of a run folder."""
-    lines = lines_until(run_dir / "metrics.jsonl")
-    return {line["step"]: line["evaluation"]["miou"] for line in lines if "evaluation" in line}
+Curve = Mapping[int, float]  # mIoU in percent by step
 
 
-def save_curves(runs: Mapping[tuple[str, int], Path], out: Path) -> None:
-    """Write `out/curves.csv` and `out/curves.svg`; nothing where no run was evaluated more than once.
+def save_curves(curves: Mapping[tuple[str, int], Curve], out: Path) -> None:
+    """Write `out/curves.csv` and `out/curves.svg`; nothing where no training was evaluated more than once.
 
     Args:
-        runs: Run folders by title and seed.
+        curves: mIoU in percent by step, of each title and seed.
         out: Folder of both files.
     """
-    curves = {key: evaluations_of(run_dir) for key, run_dir in runs.items()}
     if all(len(curve) < 2 for curve in curves.values()):
         return
     with (out / "curves.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("row", "seed", "step", "miou"))
         table.writerows((*key, step, f"{miou:.3f}") for key, curve in curves.items() for step, miou in curve.items())
-    (out / "curves.svg").write_text(picture(mean_of_seeds(curves)))
+    means = mean_of_seeds(curves)
+    if any(means.values()):
+        (out / "curves.svg").write_text(picture(means))
 
 
 def mean_of_seeds(curves: Mapping[tuple[str, int], Curve]) -> dict[str, Curve]:
-    """For each title the mean over its seeds, at the steps at which all of them were evaluated."""
+    """For each title the mean over its seeds, at the steps at which all of them were evaluated; there may be none."""
     by_title: dict[str, list[Curve]] = defaultdict(list)
     for (title, _), curve in curves.items():
         by_title[title].append(curve)
@@ -57,7 +51,7 @@ def mean_of_seeds(curves: Mapping[tuple[str, int], Curve]) -> dict[str, Curve]:
 
 
 def picture(curves: Mapping[str, Curve]) -> str:
-    """The curves as SVG: steps to the right, mIoU upwards."""
+    """The curves as SVG, of which one has a point at least: steps to the right, mIoU upwards, titles below."""
     steps = [step for curve in curves.values() for step in curve]
     scores = [miou for curve in curves.values() for miou in curve.values()]
     lowest, highest, last = min(scores), max(scores), max(steps)
@@ -68,11 +62,11 @@ def picture(curves: Mapping[str, Curve]) -> str:
         y = HEIGHT - MARGIN - (miou - lowest) / span * (HEIGHT - 2 * MARGIN)
         return f"{x:.1f},{y:.1f}"
 
-    bottom = HEIGHT - MARGIN
+    bottom, height = HEIGHT - MARGIN, HEIGHT + LINE * len(curves)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
         'font-size="13">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<path d="M{MARGIN},{MARGIN} V{bottom} H{WIDTH - MARGIN}" fill="none" stroke="#555"/>',
         f'<text x="{MARGIN}" y="{bottom + 18}">0</text>',
         f'<text x="{WIDTH - MARGIN}" y="{bottom + 18}" text-anchor="end">step {last}</text>',
@@ -81,8 +75,16 @@ def picture(curves: Mapping[str, Curve]) -> str:
         f'<text x="6" y="{MARGIN - 20}">mIoU %</text>',
     ]
     for index, (title, curve) in enumerate(curves.items()):
-        colour, x = COLOURS[index % len(COLOURS)], MARGIN + 70 + index * 110
+        colour, dash = stroke(index)
+        style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
         points = " ".join(point(step, miou) for step, miou in curve.items())
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{x}" y="{MARGIN - 20}" fill="{colour}">{escape(title)}</text>')
+        y = HEIGHT + LINE * index
+        # what tells long titles apart is at their end
+        shown = title if len(title) <= LONGEST else f"…{title[1 - LONGEST :]}"
+        if curve:
+            parts.append(f'<polyline points="{points}" {style}/>')
+        else:
+            shown += " (no step that all seeds were scored at)"
+        parts.append(f'<path d="M{MARGIN},{y - 4}H{MARGIN + 34}" {style}/>')
+        parts.append(f'<text x="{MARGIN + 42}" y="{y}">{escape(shown)}</text>')
     return "\n".join((*parts, "</svg>\n"))

@@ -24,7 +24,7 @@ def draw_study(rows: Sequence[Row], run_dir: Path, machine: Machine, pictures: i
         machine: Where models predict.
         pictures: Test images to show; 0 runs no model.
     """
-    save_curves({(row.title, run.seed): run.folder for row in rows for run in row.runs}, run_dir)
+    save_curves({(row.title, run.seed): run.curve("evaluation") for row in rows for run in row.runs}, run_dir)
     by_name = {row.name: row.runs[0] for row in rows}
     models = {
         caption: by_name[name].model

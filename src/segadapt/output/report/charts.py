@@ -12,7 +12,7 @@ from itertools import count
 
 # after Okabe and Ito, the light ones darkened to a contrast of 3 and more on white
 COLOURS = ("#0072b2", "#d55e00", "#00795a", "#a3307f", "#111111", "#8a6d00")
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "", "7 3")
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 38
 MOST_POINTS = 240  # of a line: more cannot be told apart
@@ -40,6 +40,11 @@ class Line:
     style: int = 0
 
 
+def stroke(style: int) -> tuple[str, str]:
+    """Colour and dashes of a line by its number; 24 of them differ, and neighbours in both."""
+    return COLOURS[style % len(COLOURS)], DASHES[(style + style // len(COLOURS)) % len(DASHES)]
+
+
 def line_chart(lines: Sequence[Line], title: str, x_name: str, y_name: str) -> str:
     """Lines over one another."""
     lines = [line for line in lines if line.points]
@@ -62,7 +67,7 @@ def line_chart(lines: Sequence[Line], title: str, x_name: str, y_name: str) -> s
     parts.append(f'<path class="axis" d="M{LEFT},{TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{escape(x_name)}</text>')
     for line in lines:
-        colour, dash = COLOURS[line.style % len(COLOURS)], DASHES[line.style % len(DASHES)]
+        colour, dash = stroke(line.style)
         if line.band:
             around = [place(x, high) for x, _, high in line.band] + [place(x, low) for x, low, _ in reversed(line.band)]
             parts.append(f'<polygon points="{" ".join(around)}" fill="{colour}" fill-opacity="0.13"/>')
@@ -83,11 +88,9 @@ def legend(titles: Mapping[int, str]) -> str:
     """Names of the lines, by the number of their style, with their colours and dashes."""
     items = []
     for style, title in titles.items():
-        colour, dash = COLOURS[style % len(COLOURS)], DASHES[style % len(DASHES)]
-        stroke = f'stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"'
-        items.append(
-            f'<li><svg width="34" height="8" aria-hidden="true"><path d="M0,4H34" {stroke}/></svg>{escape(title)}</li>'
-        )
+        colour, dash = stroke(style)
+        sample = f'<path d="M0,4H34" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"/>'
+        items.append(f'<li><svg width="34" height="8" aria-hidden="true">{sample}</svg>{escape(title)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
