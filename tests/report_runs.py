@@ -22,8 +22,9 @@ def run_folder(
     miou: float = 40.0,
     command: str = "",
     evaluations: dict[int, float] | None = None,
+    test: str = "adverse",
 ) -> Path:
-    """One training that was never made; `iou` None: not finished."""
+    """One training that was never made; `iou` None: not finished; `test`: of the images that it was scored on."""
     folder.mkdir(parents=True)
     source, target = DataConfig(root="source"), DataConfig(root="target")
     experiment = Experiment(
@@ -43,7 +44,11 @@ def run_folder(
     lines += [{"step": step, "evaluation": evaluation_of(score)} for step, score in (evaluations or {}).items()]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if iou is not None:
-        data = {name: {"name": f"folder {name}", "images": 7} for name in ("source", "target", "test")}
+        names = {"source": "clear", "target": "adverse", "test": test}
+        data = {
+            name: {"name": f"folder {name}", "images": 7, "fingerprint": f"{of}0123456789"}
+            for name, of in names.items()
+        }
         result: dict[str, Any] = {
             "miou": miou,
             "iou": dict(zip(CLASSES, iou, strict=True)),

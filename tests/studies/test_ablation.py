@@ -1,6 +1,8 @@
 """The table of rows, one real one at postage-stamp size, trained in one process and continued in two."""
 
 import json
+import re
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from segadapt.errors import InputError
 from segadapt.output.pictures import GAP
 from segadapt.output.study import draw_study
 from segadapt.studies.ablation import ablate, default_rows
+from segadapt.studies.runs import read_rows
 from segadapt.studies.table import table_of
 from streets import few, tiny
 
@@ -72,6 +75,17 @@ def test_a_table_grows_by_a_seed_in_two_processes(folder: Path) -> None:
     table = json.loads((run_dir / "table.json").read_text())
     assert table == table_of(rows)
     assert [line["name"] for line in table] == list(ROWS)
+    folders = {name: run_dir / name for name in ROWS} | {"sim": run_dir / "sim_ssl"}
+    for line in table:
+        step = "step1" if line["name"] == "sim" else "."
+        found = [json.loads((folders[line["name"]] / f"seed{s}" / step / "result.json").read_text()) for s in (0, 1)]
+        assert line["miou_each"] == [result["miou"] for result in found]
+        assert line["miou"] == pytest.approx(sum(line["miou_each"]) / 2)
+        assert line["miou_std"] == pytest.approx(abs(line["miou_each"][0] - line["miou_each"][1]) / 2**0.5)
+        assert line["test"] == found[0]["data"]["test"]
+    each = [b - a for a, b in zip(table[0]["miou_each"], table[1]["miou_each"], strict=True)]
+    assert (table[1]["gain"]["over"], table[1]["gain"]["each"]) == ("source only", pytest.approx(each))
+    assert table[1]["gain"]["mean"] == pytest.approx(sum(each) / 2)
     for line, single in zip(table, table_of(alone), strict=True):
         assert line["seeds"] == [0, 1]
         assert line["seconds"] > 0
@@ -79,9 +93,6 @@ def test_a_table_grows_by_a_seed_in_two_processes(folder: Path) -> None:
         assert line["miou_each"][0] != line["miou_each"][1], "two seeds are two trainings"
         assert set(line["label_free"]) == set(line["selected"]) != set()
     assert not (run_dir / "sim").exists(), "it is the first step of sim_ssl, trained once"
-    for seed, miou in enumerate(table[1]["miou_each"]):
-        result = json.loads((run_dir / "sim_ssl" / f"seed{seed}" / "step1" / "result.json").read_text())
-        assert (result["miou"], result["seed"]) == (miou, seed)
 
 
 def width_of(path: Path) -> int:
@@ -100,4 +111,9 @@ def test_what_is_drawn(folder: Path) -> None:
         assert width_of(path) == 4 * width + 3 * GAP, "photograph, two models, labels"
     page = (run_dir / "report.html").read_text()
     assert all(row.title in page for row in rows)
-    assert "confidence interval" in page
+    captions = re.findall(r'<caption class="hidden">(.*?)</caption>', page)
+    assert "Last models, gains over the row above" in captions
+    # the page is of all seeds that are there
+    source, sim, *_ = ([result["miou"] for result in row.results] for row in read_rows([run_dir]))
+    assert f"<td>{statistics.fmean(source):.1f}" in page
+    assert f"<td>{statistics.fmean(b - a for a, b in zip(source, sim, strict=True)):+.1f}" in page

@@ -7,9 +7,10 @@ In: an experiment, what its evaluations found. Out: `config.yaml`, which says wh
 import json
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -26,7 +27,21 @@ from segadapt.evaluation.label_free import selected_steps
 from segadapt.yaml_text import read_yaml
 
 CONFIG_FILE, RESULT_FILE, EXPERIMENT_FILE = "config.yaml", "result.json", "experiment.yaml"
+METRICS_FILE = "metrics.jsonl"
 MODEL_FILE, SELECTED_FILE, BEST_FILE = "model.safetensors", "selected.safetensors", "best.safetensors"
+
+Kinds = tuple[type, ...]
+NUMBER: Kinds = (int, float)
+# what a line of metrics.jsonl with an evaluation holds; the keys are as `refuse_damaged` reads them
+LABEL_FREE_KEYS: dict[str, Kinds] = {"label_free.*": NUMBER}
+EVALUATION_KEYS: dict[str, Kinds] = {
+    "evaluation.miou": NUMBER,
+    "evaluation.iou": (dict,),
+    "evaluation.iou.*": (*NUMBER, NoneType),
+    "evaluation.subsets": (dict,),
+    "evaluation.subsets.*": NUMBER,
+    "evaluation.images": (int,),
+}
 
 
 @dataclass(frozen=True)
@@ -49,10 +64,22 @@ class Check:
         return {**scored, **({"label_free": self.label_free} if self.label_free else {})}
 
 
-def check_of(line: dict[str, Any]) -> Check:
-    """The evaluation in a line of metrics.jsonl."""
-    evaluation = Evaluation(**line["evaluation"]) if "evaluation" in line else None
-    return Check(line["step"], evaluation, line.get("label_free", {}))
+def checks_of(lines: Iterable[dict[str, Any]], path: Path) -> list[Check]:
+    """The evaluations in the lines of a metrics.jsonl.
+
+    Raises:
+        InputError: one of them is not whole; the message names `path`, where the lines are from.
+    """
+    checks = []
+    for line in lines:
+        scored = "evaluation" in line
+        if not (scored or "label_free" in line):
+            continue
+        refuse_damaged(line, (EVALUATION_KEYS if scored else {}) | LABEL_FREE_KEYS, path)
+        found = line.get("evaluation", {})
+        evaluation = Evaluation(found["miou"], found["iou"], found["subsets"], found["images"]) if scored else None
+        checks.append(Check(line["step"], evaluation, line.get("label_free", {})))
+    return checks
 
 
 def best_step(checks: list[Check]) -> int | None:
@@ -143,6 +170,39 @@ def read_left(path: Path, read: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged (it holds no names with values); choose another folder, or delete it")
     return content
+
+
+def refuse_damaged(content: dict[str, Any], keys: Mapping[str, Kinds], path: Path) -> None:
+    """Look whether what a run left is whole.
+
+    Args:
+        content: Of the file.
+        keys: What values are, by dotted key; `*` stands for every name there, of which there may be none.
+        path: Of the file.
+
+    Raises:
+        InputError: a key is missing, or its value is of another type.
+    """
+    for key, kinds in keys.items():
+        for value in _values_at(content, key.split(".")):
+            if not isinstance(value, kinds):
+                said = "is missing" if value is _MISSING else f"is {str(value)[:40]!r}"
+                raise InputError(f"{path}: damaged ({key} {said}); choose another folder, or delete it to begin anew")
+
+
+_MISSING = object()
+
+
+def _values_at(content: Any, names: list[str]) -> list[Any]:
+    if not names:
+        return [content]
+    if not isinstance(content, dict):
+        return [_MISSING]
+    name, *rest = names
+    if name == "*":
+        return [value for each in content.values() for value in _values_at(each, rest)]
+    absent = {} if rest[:1] == ["*"] else _MISSING
+    return _values_at(content[name], rest) if name in content else _values_at(absent, rest)
 
 
 def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from segadapt.adaptation.checkpoints import save_state
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.run_folder import BEST_FILE, MODEL_FILE, SELECTED_FILE, Check, best_step, check_of
+from segadapt.adaptation.run_folder import (
+    BEST_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    SELECTED_FILE,
+    Check,
+    best_step,
+    checks_of,
+)
 from segadapt.adaptation.run_log import Metrics
 from segadapt.adaptation.step import TrainState, adaptation_step, learning_rates
 from segadapt.config import Experiment, OptimiserConfig, ScheduleConfig, ScoreName
@@ -121,7 +129,7 @@ def train(
         Stopped: a signal asked to leave; the state is saved.
     """
     processes, terminal = machine.processes, machine.terminal
-    checks = [check_of(line) for line in metrics.earlier if "evaluation" in line or "label_free" in line]
+    checks = checks_of(metrics.earlier, run_dir / METRICS_FILE)
     clock, seconds_before = time.perf_counter(), state.seconds
 
     def save() -> None:

@@ -25,11 +25,11 @@ def add_options(command: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Print the table, and write it where asked to."""
-    from segadapt.studies.runs import finished_rows
+    from segadapt.studies.runs import rows_to_compare
     from segadapt.studies.table import print_study, row_titled, write_tables
 
-    rows = finished_rows([Path(folder) for folder in options.run_dirs])
-    baseline = row_titled(rows, options.baseline) if options.baseline else rows[0]
+    rows = rows_to_compare([Path(folder) for folder in options.run_dirs])
+    baseline = row_titled(rows, options.baseline) if options.baseline else next(row for row in rows if row.finished)
     if options.out:
         write_tables(rows, Path(options.out), options.selection, baseline)
     print_study(rows, options.selection, options.json, baseline)

@@ -6,18 +6,30 @@ Table 2.
 
 import json
 import os
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-import yaml
-
-from segadapt.adaptation.run_folder import CONFIG_FILE, MODEL_FILE, RESULT_FILE, Check, check_of, read_left
+from segadapt.adaptation.run_folder import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    NUMBER,
+    RESULT_FILE,
+    Check,
+    Kinds,
+    checks_of,
+    read_left,
+    refuse_damaged,
+)
 from segadapt.adaptation.run_log import lines_until
 from segadapt.errors import InputError
+from segadapt.yaml_text import read_yaml
 
 WARM_UP, GENERATOR = "warm_up", "generator"
 SHARED = (WARM_UP, GENERATOR)  # folders that the trainings of a table begin with
@@ -29,6 +41,31 @@ TITLES = {
     "sim": "+ SIM",
     "sim_ssl": "+ SSL",
     "target_only": "target only",
+}
+# what tables and report read of a run folder, as `refuse_damaged` reads keys
+CONFIG_KEYS: dict[str, Kinds] = {
+    "seed": (int,),
+    "source.translated": (str,),
+    "target": (dict,),
+    "test": (dict,),
+    "translation.method": (str,),
+    "network.batch_norm": (str,),
+    "loss.adversarial": NUMBER,
+    "loss.matching": NUMBER,
+    "matching.stuff_size": (int,),
+    "matching.thing_size": (int,),
+}
+RESULT_KEYS: dict[str, Kinds] = {"miou": (*NUMBER, NoneType), "seconds": NUMBER, "label_free.*": NUMBER}
+SCORED_KEYS: dict[str, Kinds] = {
+    "iou": (dict,),
+    "iou.*": (*NUMBER, NoneType),
+    "subsets": (dict,),
+    "subsets.*": NUMBER,
+    "best.miou": NUMBER,
+    "selected.*.miou": NUMBER,
+    "data.test.name": (str,),
+    "data.test.images": (int,),
+    "data.test.fingerprint": (str,),
 }
 ADAPTED = ("sim_ssl", "sim", "translation", "adversarial", "adabn")  # the most complete first
 
@@ -52,7 +89,7 @@ class Run:
     @property
     def seed(self) -> int:
         """Of the training."""
-        return self.config.get("seed", 0)
+        return self.config["seed"]
 
     @property
     def model(self) -> Path | None:
@@ -61,9 +98,14 @@ class Run:
         return path if path.exists() else None
 
     @property
+    def tested_on(self) -> str:
+        """The fingerprint of the images it was scored on; empty where it has no score."""
+        return self.result["data"]["test"]["fingerprint"] if self.result and self.result["miou"] is not None else ""
+
+    @property
     def checks(self) -> tuple[Check, ...]:
         """What was found at each evaluation."""
-        return tuple(check_of(line) for line in self.metrics if "evaluation" in line or "label_free" in line)
+        return tuple(checks_of(self.metrics, self.folder / METRICS_FILE))
 
     def curve(self, key: str) -> dict[int, int | float]:
         """A number of metrics.jsonl by step; 'evaluation' is the mIoU of the test images in percent."""
@@ -74,17 +116,33 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the tables, one line of the charts.
+    """One row of the tables, one line of the charts: trainings that differ in nothing but the seed.
 
     Args:
         name: As `row_of` knows it, and sim_ssl; empty where it is something else.
         title: What the report calls it.
         runs: A training for each seed.
+
+    Raises:
+        InputError: Two of them have one seed, or were scored on different test images.
     """
 
     name: str
     title: str
     runs: tuple[Run, ...]
+
+    def __post_init__(self) -> None:
+        of_seed: dict[int, Run] = {}
+        for run in self.runs:
+            other = of_seed.setdefault(run.seed, run)
+            if other is not run:
+                raise InputError(f"{other.folder} and {run.folder}: both are of seed {run.seed}; take one of them away")
+        for run in self.finished:
+            if run.tested_on != self.finished[0].tested_on:
+                raise InputError(
+                    f"{self.finished[0].folder} and {run.folder}: were scored on different test images, so they have "
+                    "no mean; train both on the same data, in another folder"
+                )
 
     @cached_property
     def finished(self) -> tuple[Run, ...]:
@@ -105,18 +163,17 @@ class Row:
         scores = [result["miou"] for result in self.results]
         return statistics.stdev(scores) if len(scores) > 1 else None
 
-    def iou(self, class_name: str) -> float | None:
-        """Mean IoU of a class over the seeds that have one, percent."""
-        scores = [result["iou"][class_name] for result in self.results if result["iou"].get(class_name) is not None]
-        return statistics.fmean(scores) if scores else None
-
 
 def read_rows(folders: Sequence[Path]) -> list[Row]:
     """The rows of all folders; where there are several folders, titles begin with the folder's name.
 
     Raises:
-        InputError: A folder holds no run.
+        InputError: A folder holds no run, or is given twice.
     """
+    resolved = [folder.resolve() for folder in folders]
+    for number, folder in enumerate(folders):
+        if resolved[number] in resolved[:number]:
+            raise InputError(f"{folder}: is given twice; name each folder once")
     if len(folders) == 1:
         return rows_of(folders[0])
     return [
@@ -126,18 +183,23 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
     ]
 
 
-def finished_rows(folders: Sequence[Path]) -> list[Row]:
-    """`read_rows`, of which each has a score.
+def rows_to_compare(folders: Sequence[Path]) -> list[Row]:
+    """`read_rows`, of which one has a score at least.
 
     Raises:
         InputError: A folder holds no run, or no row has a score.
     """
-    rows = [row for row in read_rows(folders) if row.finished]
-    if not rows:
+    rows = read_rows(folders)
+    if not any(row.finished for row in rows):
         raise InputError(
             f"{', '.join(map(str, folders))}: no training there is finished and scored; nothing to compare"
         )
     return rows
+
+
+def unfinished(rows: Iterable[Row]) -> list[str]:
+    """What tables leave out: the trainings without a score, as 'title (seed N)'."""
+    return [f"{row.title} (seed {run.seed})" for row in rows for run in row.runs if run not in row.finished]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -163,7 +225,7 @@ def rows_of(folder: Path) -> list[Row]:
         name = kind_of(run.config)
         return [Row(name, TITLES[name], (run,))]
     seeds = {
-        child.name: tuple(read_run(seed) for seed in sorted(child.glob("seed*")) if (seed / CONFIG_FILE).exists())
+        child.name: tuple(read_run(seed) for seed in seeds_in(child) if (seed / CONFIG_FILE).exists())
         for child in sorted(folder.glob("*/"))
         if child.name not in SHARED
     }
@@ -184,28 +246,43 @@ def rows_of(folder: Path) -> list[Row]:
     return sorted(rows.values(), key=lambda row: order.index(row.name or row.title))
 
 
+def seeds_in(folder: Path) -> list[Path]:
+    """The folders of a row's seeds, `seed0` and so on; `seed0_old` is none."""
+    numbers = {path: int(path.name[4:]) for path in folder.glob("seed*") if re.fullmatch(r"seed[0-9]+", path.name)}
+    return sorted(numbers, key=lambda path: numbers[path])
+
+
 def _order_of(folder: Path) -> list[str]:
     # a sweep's values stand in table.json as they were given
     table = folder / "table.json"
-    return list(read_left(table, lambda text: {row["name"]: row for row in json.loads(text)})) if table.exists() else []
+    return list(read_left(table, _lines_by_name)) if table.exists() else []
+
+
+def _lines_by_name(text: str) -> dict[str, Any]:
+    """The lines of a table.json by the name of their rows."""
+    lines = json.loads(text)
+    if not isinstance(lines, list) or not all(isinstance(line, dict) and "name" in line for line in lines):
+        raise InputError("it is no list of rows, each with a name")
+    return {line["name"]: line for line in lines}
 
 
 def read_run(folder: Path) -> Run:
     """One training, finished or not.
 
     Raises:
-        InputError: A file of it cannot be read.
+        InputError: A file of it is not what a training writes; the message names file and key.
     """
-    result = folder / RESULT_FILE
-    try:
-        return Run(
-            folder=folder,
-            config=yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")),
-            metrics=tuple(lines_until(folder / "metrics.jsonl")),
-            result=json.loads(result.read_text(encoding="utf-8")) if result.exists() else None,
-        )
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{folder}: {CONFIG_FILE} or {RESULT_FILE} is not what a training writes ({error})") from error
+    config_file, result_file, metrics_file = (folder / name for name in (CONFIG_FILE, RESULT_FILE, METRICS_FILE))
+    config = read_left(config_file, read_yaml)
+    refuse_damaged(config, CONFIG_KEYS, config_file)
+    result = read_left(result_file, json.loads) if result_file.exists() else None
+    if result is not None:
+        refuse_damaged(result, RESULT_KEYS, result_file)
+        if result["miou"] is not None:
+            refuse_damaged(result, SCORED_KEYS, result_file)
+    metrics = lines_until(metrics_file)
+    checks_of(metrics, metrics_file)
+    return Run(folder, config, tuple(metrics), result)
 
 
 def kind_of(config: dict[str, Any]) -> str:
@@ -214,7 +291,8 @@ def kind_of(config: dict[str, Any]) -> str:
     if loss["matching"] > 0:
         return "sim"
     if loss["adversarial"] > 0:
-        return "adversarial"
+        translates = config["translation"]["method"] != "off" or config["source"]["translated"]
+        return "translation" if translates else "adversarial"
     if config["network"]["batch_norm"] == "source_target_separate":
         return "adabn"
     return "target_only" if config["source"] == config["target"] else "source_only"

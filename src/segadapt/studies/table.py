@@ -1,26 +1,29 @@
 """What a set of trainings says: means over seeds, paired gains with their confidence intervals, label-free scores.
 
-In: rows of finished run folders. Out: the content of table.json and label_free.json, and both as text. A gain is the
-mean, over the seeds that both rows have, of the difference of two trainings of the same seed; its interval is that of
-the t distribution, 95 %: what lies outside it is more than chance. Every score is said three times: of the last model,
-of the one chosen without labels, of the best, which was chosen on labels.
+In: rows of run folders. Out: the content of table.json and label_free.json, and both as text. A gain is the mean, over
+the seeds that both rows have, of the difference of two trainings of the same seed; its interval is that of the t
+distribution, 95 %: what lies outside it is more than chance. Trainings that were scored on different test images are
+not compared. Every score is said three times: of the last model, of the one chosen without labels, of the best, which
+was chosen on labels.
 """
 
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 from scipy import stats
 
 from segadapt.errors import InputError
 from segadapt.evaluation.label_free import HIGHER_IS_BETTER
-from segadapt.studies.runs import Row
+from segadapt.studies.runs import Row, unfinished
 from segadapt.whole_file import whole_file
 
 CONFIDENCE = 0.95
@@ -37,23 +40,24 @@ def table_of(rows: Sequence[Row], baseline: Row | None = None) -> list[dict[str,
     """The content of table.json.
 
     Args:
-        rows: In the order of the table; each has a finished training at least.
+        rows: In the order of the table; one without a finished training is left out.
         baseline: The row that gains are counted from; None: each from the row above it.
 
     Returns:
-        For each row: name, title, seeds; miou and miou_std (percent, of the last models, over seeds; the deviation of
-        one seed is null) and miou_each; gain (null where there is nothing to compare with): over, seeds, mean, low,
-        high (null for one seed), each; selected, for each label-free score, and best: miou and miou_each of the
-        checkpoints chosen so; label_free: mean scores of the last models; seconds (a seed's mean, of all steps).
+        For each row: name, title, seeds; test: name, images and fingerprint of the test images; miou and miou_std
+        (percent, of the last models, over seeds; the deviation of one seed is null) and miou_each; gain (null where
+        there is nothing to compare with): over, seeds, mean, low, high (null for one seed), each; selected, for each
+        label-free score, and best: miou, miou_std and miou_each of the checkpoints chosen so; label_free: mean scores
+        of the last models; seconds (a seed's mean, of all steps).
     """
-    above = [None, *rows] if baseline is None else [baseline if row is not baseline else None for row in rows]
-    return [line_of(row, before) for row, before in zip(rows, above, strict=False)]
+    shown = [row for row in rows if row.finished]
+    above = [None, *shown] if baseline is None else [baseline if row is not baseline else None for row in shown]
+    return [line_of(row, before) for row, before in zip(shown, above, strict=False)]
 
 
 def line_of(row: Row, before: Row | None) -> dict[str, Any]:
     """One row of table.json; `before` is what its gain is counted from."""
     results = row.results
-    scores = [result["miou"] for result in results]
     # trainings whose label-free scores were off have none
     chosen, label_free = (
         [score for score in HIGHER_IS_BETTER if all(score in result.get(key, {}) for result in results)]
@@ -63,34 +67,70 @@ def line_of(row: Row, before: Row | None) -> dict[str, Any]:
         "name": row.name or row.title,
         "title": row.title,
         "seeds": [run.seed for run in row.finished],
-        "miou": statistics.fmean(scores),
-        "miou_std": statistics.stdev(scores) if len(scores) > 1 else None,
-        "miou_each": scores,
+        "test": results[0]["data"]["test"],
+        **over_seeds([result["miou"] for result in results]),
         "gain": gain(row, before) if before else None,
-        "selected": {score: mean_and_each(results, lambda r, s=score: r["selected"][s]["miou"]) for score in chosen},
-        "best": {**mean_and_each(results, lambda r: r["best"]["miou"]), "chosen_on": "test labels"},
+        "selected": {score: over_seeds([r["selected"][score]["miou"] for r in results]) for score in chosen},
+        "best": {**over_seeds([r["best"]["miou"] for r in results]), "chosen_on": "test labels"},
         "label_free": {score: statistics.fmean(r["label_free"][score] for r in results) for score in label_free},
         "seconds": statistics.fmean(r["seconds"] + r.get("step1", {}).get("seconds", 0.0) for r in results),
     }
 
 
-def mean_and_each(results: Sequence[dict[str, Any]], score: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
-    """Mean over the trainings, and each of them."""
-    each = [score(result) for result in results]
-    return {"miou": statistics.fmean(each), "miou_each": each}
+def over_seeds(mious: list[float]) -> dict[str, Any]:
+    """Mean, sample deviation (None for one seed), and each."""
+    deviation = statistics.stdev(mious) if len(mious) > 1 else None
+    return {"miou": statistics.fmean(mious), "miou_std": deviation, "miou_each": mious}
+
+
+def last_miou(result: dict[str, Any]) -> float | None:
+    """The score of the last model, percent."""
+    return result["miou"]
+
+
+def differences(row: Row, over: Row, score: Callable[[dict[str, Any]], float | None] = last_miou) -> dict[int, float]:
+    """By how much a row is above another, training by training: what all gains are made of.
+
+    Args:
+        row: Whose gain it is.
+        over: What it is counted from.
+        score: Of a training, from the content of its result.json; None: it has none.
+
+    Returns:
+        The differences by seed, of the seeds at which both rows have the score; none where the rows were scored on
+        different test images.
+    """
+    if len(test_sets((row, over))) > 1:
+        return {}
+    before = {run.seed: score(result) for run, result in zip(over.finished, over.results, strict=True)}
+    pairs = {run.seed: (score(r), before.get(run.seed)) for run, r in zip(row.finished, row.results, strict=True)}
+    return {seed: ours - theirs for seed, (ours, theirs) in pairs.items() if ours is not None and theirs is not None}
+
+
+def test_sets(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows that have a score, by the fingerprint of the test images they were scored on."""
+    sets: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.finished:
+            sets.setdefault(row.finished[0].tested_on, []).append(row)
+    return sets
 
 
 def gain(row: Row, over: Row) -> dict[str, Any] | None:
-    """The paired difference of two rows' last models, on the seeds that both have; None where they share none."""
-    ours, theirs = ({run.seed: run.result["miou"] for run in r.finished if run.result} for r in (row, over))
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
+    """The paired difference of two rows' last models; None where they have no common seed or test images."""
+    found = differences(row, over)
+    if not found:
         return None
-    each = [ours[seed] - theirs[seed] for seed in seeds]
+    each = list(found.values())
     low, high = confidence_interval(each)
     return {
-        "over": over.title, "seeds": seeds, "mean": statistics.fmean(each), "low": low, "high": high, "each": each,
-    }  # fmt: skip
+        "over": over.title,
+        "seeds": list(found),
+        "mean": statistics.fmean(each),
+        "low": low,
+        "high": high,
+        "each": each,
+    }
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
@@ -106,21 +146,31 @@ def row_titled(rows: Sequence[Row], title: str) -> Row:
     """The row of a title, or of a name where only one has it.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, there are several, or it has no score.
     """
+    titles = [row.title for row in rows if row.finished]
     found = [row for row in rows if row.title == title] or [row for row in rows if row.name == title]
     if len(found) != 1:
-        raise InputError(f"--baseline: '{title}' is not one of the rows; use one of {[row.title for row in rows]}")
+        said = "is several of the rows" if found else "is not one of the rows"
+        raise InputError(f"--baseline: '{title}' {said}; use one of {titles}")
+    if not found[0].finished:
+        raise InputError(f"--baseline: no training of '{title}' is finished and scored; use one of {titles}")
     return found[0]
 
 
-def gap_closed(table: Iterable[dict[str, Any]]) -> float | None:
-    """Percent of the gap between source only and target only that the whole method closes; None where there is none."""
-    scores = {row["name"]: row["miou"] for row in table}
-    if not {"source_only", "sim_ssl", "target_only"} <= scores.keys():
+def gap_closed(rows: Sequence[Row]) -> float | None:
+    """Percent of the gap between source only and target only that the whole method closes, on the seeds of all three.
+
+    None where one of them has no such seed, where there is no gap, and where a row's name stands twice: of several
+    tables nobody knows which rows belong together.
+    """
+    found = [[row for row in rows if row.name == name] for name in ("source_only", "sim_ssl", "target_only")]
+    if any(len(each) != 1 for each in found):
         return None
-    gap = scores["target_only"] - scores["source_only"]
-    return 100 * (scores["sim_ssl"] - scores["source_only"]) / gap if gap > 0 else None
+    (source,), (ours,), (target,) = found
+    gains, gaps = differences(ours, source), differences(target, source)
+    gap = sum(gaps[seed] for seed in gaps if seed in gains)
+    return 100 * sum(gains[seed] for seed in gains if seed in gaps) / gap if gap > 0 else None
 
 
 # ---- label-free scores
@@ -135,8 +185,11 @@ def rank_correlations(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
         For each score, `between_trainings`, of the last models of all rows and seeds, with their number `trainings`;
         `within_trainings`, the mean over trainings of the correlation of their checkpoints, with `checkpoints`, their
         number, of trainings with three or more; null where there are too few, or where one of both never changes.
+        Between trainings that were scored on different test images there is none.
     """
-    trainings = [run.checks for row in rows if row.name != "target_only" for run in row.finished]
+    unlabelled = [row for row in rows if row.name != "target_only"]
+    trainings = [run.checks for row in unlabelled for run in row.finished]
+    comparable = len(test_sets(unlabelled)) == 1
     correlations = {}
     for score, higher in HIGHER_IS_BETTER.items():
         sign = 1 if higher else -1
@@ -150,7 +203,7 @@ def rank_correlations(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
         within = [value for course in long if (value := spearman(course)) is not None]
         if lasts:
             correlations[score] = {
-                "between_trainings": spearman(lasts),
+                "between_trainings": spearman(lasts) if comparable else None,
                 "trainings": len(lasts),
                 "within_trainings": statistics.fmean(within) if within else None,
                 "checkpoints": sum(map(len, long)),
@@ -177,27 +230,33 @@ def header_and_lines(table: Sequence[dict[str, Any]], selection: str) -> tuple[l
         table: The content of table.json.
         selection: The label-free score whose choice is shown.
     """
-    several = any(any(a != b for a, b in zip(r["best"]["miou_each"], r["miou_each"], strict=True)) for r in table)
-    header = ["method", "mIoU %", "gain", *(["selected", "best on labels"] if several else []), "seconds"]
+    # a choice can also be worse than the last model
+    choices = [[row["best"], *row["selected"].values()] for row in table]
+    several = any(c["miou_each"] != row["miou_each"] for row, each in zip(table, choices, strict=True) for c in each)
+    columns = ["selected", "best on labels"] if several else []
+    header = ["method", "seeds", "mIoU %", "gain", *columns, "seconds"]
     lines = []
     for row in table:
         chosen = row["selected"].get(selection)
-        choices = [f"{chosen['miou']:.1f}" if chosen else "", f"{row['best']['miou']:.1f}"] if several else []
-        lines.append([row["title"], score_text(row), gain_text(row["gain"]), *choices, f"{row['seconds']:.0f}"])
+        scores = [score_text(chosen) if chosen else "", score_text(row["best"])] if several else []
+        seeds = " ".join(map(str, row["seeds"]))
+        lines.append([row["title"], seeds, score_text(row), gain_text(row), *scores, f"{row['seconds']:.0f}"])
     return header, lines
 
 
-def score_text(row: dict[str, Any]) -> str:
+def score_text(found: dict[str, Any]) -> str:
     """Mean and deviation."""
-    return f"{row['miou']:.1f}" + ("" if row["miou_std"] is None else f" ± {row['miou_std']:.1f}")
+    return f"{found['miou']:.1f}" + ("" if found["miou_std"] is None else f" ± {found['miou_std']:.1f}")
 
 
-def gain_text(found: dict[str, Any] | None) -> str:
-    """A gain and its interval."""
+def gain_text(row: dict[str, Any]) -> str:
+    """A row's gain and its interval, and the seeds where they are not all of the row's."""
+    found = row["gain"]
     if found is None:
         return ""
     interval = "" if found["low"] is None else f" ({found['low']:+.1f} to {found['high']:+.1f})"
-    return f"{found['mean']:+.1f}{interval}"
+    seeds = "" if found["seeds"] == row["seeds"] else f", seeds {' '.join(map(str, found['seeds']))}"
+    return f"{found['mean']:+.1f}{interval}{seeds}"
 
 
 def label_free_lines(
@@ -220,16 +279,43 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def markdown(
-    table: Sequence[dict[str, Any]], correlations: dict[str, dict[str, Any]] | None = None, selection: str = ""
-) -> str:
-    """The tables for a document."""
-    text = markdown_table(*header_and_lines(table, selection))
-    closed = gap_closed(table)
+def notes_on(rows: Sequence[Row]) -> list[str]:
+    """How to read the table, in sentences: the gap that is closed, what a gain is."""
+    notes = []
+    closed = gap_closed(rows)
     if closed is not None:
-        text += f"\nGap closed: {closed:.0f} %\n"
-    if any(len(row["seeds"]) > 1 for row in table):
-        text += "\n" + GAIN_NOTE + "\n"
+        notes.append(f"Gap between source only and target only closed: {closed:.0f} %.")
+    if any(len(row.finished) > 1 for row in rows):
+        notes.append(GAIN_NOTE)
+    return notes
+
+
+def cautions(rows: Sequence[Row]) -> list[str]:
+    """What the table cannot say of the trainings, in sentences: what is not compared, what is left out."""
+    notes = []
+    sets = test_sets(rows)
+    if len(sets) > 1:
+        said = [f"{_images_of(found[0])}: {', '.join(row.title for row in found)}" for found in sets.values()]
+        notes.append(
+            f"Scored on different test images, so that between them there is neither a gain nor a rank correlation: "
+            f"{'; '.join(said)}."
+        )
+    if missing := unfinished(rows):
+        notes.append(f"Not finished, or without a score, and so left out: {', '.join(missing)}.")
+    return notes
+
+
+def _images_of(row: Row) -> str:
+    # sets of one name and number differ in the fingerprint alone
+    test = row.results[0]["data"]["test"]
+    return f"{test['images']} images of {test['name']} (fingerprint {test['fingerprint'][:8]})"
+
+
+def markdown(rows: Sequence[Row], selection: str, baseline: Row | None = None) -> str:
+    """The tables for a document; arguments as of `write_tables`."""
+    table, correlations = table_of(rows, baseline), rank_correlations(rows)
+    text = markdown_table(*header_and_lines(table, selection))
+    text += "".join(f"\n{note}\n" for note in (*notes_on(rows), *cautions(rows)))
     if correlations:
         text += "\n" + markdown_table(*label_free_lines(table, correlations))
     return text
@@ -239,40 +325,40 @@ GAIN_NOTE = "Gain: mean of the differences seed by seed, with its 95 % confidenc
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table for a document."""
-    rows = [header, ["---"] * len(header), *lines]
+    """A table for a document; `|` within a cell is no border."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (header, *lines)]
+    rows.insert(1, ["---"] * len(header))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def print_study(rows: Sequence[Row], selection: str, as_json: bool, baseline: Row | None = None) -> None:
-    """The tables for the terminal, or the content of table.json."""
+    """The tables for the terminal, or the content of table.json; then the cautions are on standard error."""
     table = table_of(rows, baseline)
     if as_json:
         print(json.dumps(table, indent=1))
+        for note in cautions(rows):
+            print(note, file=sys.stderr)
         return
     correlations, console = rank_correlations(rows), Console()
-    seeds = sorted({seed for row in table for seed in row["seeds"]})
-    parts = [(f"seeds {seeds}", header_and_lines(table, selection))]
+    parts = [("last models", header_and_lines(table, selection))]
     if correlations:
         parts.append(("scores that need no target labels", label_free_lines(table, correlations)))
     for title, (header, lines) in parts:
-        view = Table(*header, title=title)
+        view = Table(Column(header[0], overflow="fold"), *header[1:], title=title)
         for line in lines:
-            view.add_row(*line)
+            view.add_row(*map(Text, line))  # [brackets] in a title are no colours
         console.print(view)
-    closed = gap_closed(table)
-    if closed is not None:
-        console.print(f"gap between source only and target only closed: {closed:.0f} %", highlight=False)
+    for note in (*notes_on(rows), *cautions(rows)):
+        console.print(Text(note))
 
 
 def write_tables(rows: Sequence[Row], out: Path, selection: str, baseline: Row | None = None, head: str = "") -> None:
     """Write `table.json`, `label_free.json` and `table.md`, which begins with the table `head`, into a folder."""
-    table, correlations = table_of(rows, baseline), rank_correlations(rows)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("table.json", json.dumps(table, indent=1)),
-        ("label_free.json", json.dumps(correlations, indent=1)),
-        ("table.md", (head and f"{head}\n") + markdown(table, correlations, selection)),
+        ("table.json", json.dumps(table_of(rows, baseline), indent=1)),
+        ("label_free.json", json.dumps(rank_correlations(rows), indent=1)),
+        ("table.md", (head and f"{head}\n") + markdown(rows, selection, baseline)),
     ):
         with whole_file(out / name) as file:
             file.write(text.encode())

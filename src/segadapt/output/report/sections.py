@@ -30,12 +30,18 @@ from segadapt.output.report.tables import Cell, Table, as_csv, copy_buttons
 from segadapt.studies.runs import Row, Run, adapted_of, baseline_of
 from segadapt.studies.table import (
     GAIN_NOTE,
+    cautions,
+    differences,
     gap_closed,
     header_and_lines,
     label_free_lines,
+    last_miou,
     rank_correlations,
     table_of,
+    test_sets,
 )
+
+Score = Callable[[dict[str, Any]], float | None]  # of a training, from the content of its result.json
 
 LOSSES = {
     "loss/segmentation": "source cross-entropy, Eq. (1)",
@@ -81,17 +87,15 @@ def summary(rows: Sequence[Row]) -> str:
     cards = [(f"{adapted.title}", _score(adapted), "mIoU %")]
     if baseline is not adapted:
         cards.append((baseline.title, _score(baseline), "mIoU %"))
-        first, last = baseline.miou(), adapted.miou()
-        if first is not None and last is not None:
-            cards.append((f"gain over {baseline.title}", f"{last - first:+.1f}", "points"))
+        gain = _gain_over(baseline, adapted, last_miou)
+        if gain is not None:
+            cards.append((f"gain over {baseline.title}", f"{gain:+.1f}", "points"))
     best = next((row for row in rows if row.name == "target_only" and row.results), None)
     if best:
         cards.append((best.title, _score(best), "mIoU %, trained on the target's labels"))
-    # several folders may each hold a table, whose rows would be mixed up
-    if len({row.name for row in rows}) == len(rows):
-        closed = gap_closed([{"name": row.name, "miou": row.miou()} for row in rows if row.results])
-        if closed is not None:
-            cards.append(("gap closed", f"{closed:.0f} %", "of that between source only and target only"))
+    closed = gap_closed(rows)
+    if closed is not None:
+        cards.append(("gap closed", f"{closed:.0f} %", "of that between source only and target only"))
     shown = "".join(
         f"<div><dt>{escape(name)}</dt><dd><b>{escape(value)}</b> {escape(unit)}</dd></div>"
         for name, value, unit in cards
@@ -100,20 +104,37 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _scope(rows: Sequence[Row]) -> str:
-    """What the scores are of, in a sentence; unfinished trainings in another."""
+    """What the scores are of, in a sentence; what is not compared and what is not finished in others."""
     results = [result for row in rows for result in row.results]
     lines = []
     if results:
         tests = sorted({f"{r['data']['test']['images']} images of {r['data']['test']['name']}" for r in results})
-        seeds = sorted({run.seed for row in rows for run in row.finished})
         lines.append(
-            f"Scores of the last models, never of the best, on {escape('; '.join(tests))}. "
-            f"Seeds: {', '.join(map(str, seeds))}; a row of several shows their mean ± their standard deviation."
+            f"Scores of the last models, never of the best, on {escape('; '.join(tests))}. {escape(_seeds(rows))}. A "
+            "row of several shows their mean ± their standard deviation; gains are counted seed by seed, on the seeds "
+            "that both rows have."
         )
-    waiting = [f"{row.title} (seed {run.seed})" for row in rows for run in row.runs if not run.result]
-    if waiting:
-        lines.append(f"<strong>Not finished:</strong> {escape(', '.join(waiting))}.")
+    lines += [f"<strong>{escape(note)}</strong>" for note in cautions(rows)]
     return "".join(f"<p>{line}</p>" for line in lines)
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    by_row = {row.title: ", ".join(str(run.seed) for run in row.finished) for row in rows if row.finished}
+    if len(set(by_row.values())) == 1:
+        return f"Seeds: {next(iter(by_row.values()))}"
+    return "Seeds: " + "; ".join(f"{title} {seeds}" for title, seeds in by_row.items())
+
+
+def _gain_over(baseline: Row, row: Row, score: Score) -> float | None:
+    """The mean of the differences seed by seed; None where there is no pair to compare."""
+    found = differences(row, baseline, score)
+    return statistics.fmean(found.values()) if found else None
+
+
+def _mean(row: Row, score: Score) -> float | None:
+    """Over the seeds that have the score."""
+    scores = [value for result in row.results if (value := score(result)) is not None]
+    return statistics.fmean(scores) if scores else None
 
 
 def _score(row: Row) -> str:
@@ -128,23 +149,25 @@ def class_table(rows: Sequence[Row]) -> Section:
     baseline = baseline_of(rows)
     classes = list(dict.fromkeys(name for row in rows for result in row.results for name in result["iou"]))
     subsets = list(dict.fromkeys(name for row in rows for result in row.results for name in result["subsets"]))
-    columns: list[tuple[str, Callable[[Row], float | None]]] = [(name, _iou_of(name)) for name in classes]
-    columns.append(("mIoU", Row.miou))
-    columns += [(f"mIoU {name}", _subset_of(name)) for name in subsets]
+    columns: list[tuple[str, Score]] = [(name, lambda r, name=name: r["iou"].get(name)) for name in classes]
+    columns.append(("mIoU", last_miou))
+    columns += [(f"mIoU {name}", lambda r, name=name: r["subsets"].get(name)) for name in subsets]
     contenders = [row for row in rows if row.name != "target_only"] or list(rows)
+    # scores on different images have no best
+    contenders = contenders if len(test_sets(contenders)) == 1 else []
     lines, kinds = [], []
     for row in rows:
         cells: list[Cell | str] = [row.title]
         for name, score in columns:
-            value, best = score(row), max((score(other) or 0 for other in contenders), default=0)
+            value, best = _mean(row, score), max((_mean(other, score) or 0 for other in contenders), default=0)
             is_best = value is not None and row in contenders and len(contenders) > 1 and value >= best > 0
             text = "–" if value is None else f"{value:.1f}"
             shown = escape(_score(row)) if name == "mIoU" else text
             cells.append(Cell(text, shown=f"<b>{shown}</b>" if is_best else shown))
         lines.append(tuple(cells))
         kinds.append("")
-        if row is not baseline and row.results and baseline.results:
-            gains = [_gain(score(row), score(baseline)) for _, score in columns]
+        if row is not baseline and differences(row, baseline):
+            gains = [_gain(_gain_over(baseline, row, score)) for _, score in columns]
             lines.append((Cell(f"{row.title}: gain", shown="gain"), *gains))
             kinds.append("gain")
     table = Table(
@@ -157,29 +180,16 @@ def class_table(rows: Sequence[Row]) -> Section:
     known = [MEANINGS[row.name] for row in rows if row.name in MEANINGS]
     explanation = (
         f"Gains are points over “{escape(baseline.title)}”: ▲ and blue where it is better, ▼ and orange where it is "
-        "worse, the stronger the larger."
+        "worse, the stronger the larger; of the seeds that both rows have."
         if len(rows) > 1
         else ""
     ) + (f" {'; '.join(dict.fromkeys(known))}." if known else "")
     return Section("classes", "Scores of the classes", explanation, table.html())
 
 
-def _iou_of(name: str) -> Callable[[Row], float | None]:
-    return lambda row: row.iou(name)
-
-
-def _subset_of(name: str) -> Callable[[Row], float | None]:
-    def score(row: Row) -> float | None:
-        scores = [result["subsets"][name] for result in row.results if name in result["subsets"]]
-        return statistics.fmean(scores) if scores else None
-
-    return score
-
-
-def _gain(value: float | None, before: float | None) -> Cell:
-    if value is None or before is None:
+def _gain(gain: float | None) -> Cell:
+    if gain is None:
         return Cell("–")
-    gain = value - before
     text, shown = f"{gain:+.1f}", f"{gain:+.1f}".replace("-", "−")
     if text in ("+0.0", "-0.0"):
         return Cell("0.0")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from segadapt.studies.table import markdown_table
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -69,8 +71,8 @@ class Table:
 
     def markdown(self) -> str:
         """The table as Markdown."""
-        header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in self.texts())
-        return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
+        header, *rows = self.texts()
+        return markdown_table(header, rows)
 
 
 def as_csv(rows: Sequence[Sequence[object]]) -> str:
