@@ -66,6 +66,8 @@ def test_a_wrong_option_is_named(
         ("pseudo_labels.quantile=1.5", "pseudo_labels.quantile: 1.5"),
         ("augmentation.flip=2", "augmentation.flip: 2"),
         ("seed=-1", "seed: -1"),
+        ("seed=99999999999999999999", "seed: 99999999999999999999 is out of range"),
+        ("matching.stuff_size=1000001", "matching.stuff_size: 1000001 is out of range; use 1 to 1000000"),
         ("network.weights=no_such_file.pth", "no_such_file.pth"),
         ("classes=[road, roda]", "'roda'"),
     ],
@@ -87,6 +89,7 @@ def test_rows_and_seeds_that_stand_twice(tmp_path: Path, capsys: pytest.CaptureF
     command = ["ablate", f"--config={SMOKE}", f"--run_dir={tmp_path}/run"]
     assert "seeds: [1, 1]" in said([*command, "--seeds", "1", "1"], capsys)
     assert "rows" in said([*command, "--rows", "sim", "sim"], capsys)
+    assert "seed: 99999999999999999999" in said([*command, "--seeds", "99999999999999999999"], capsys)
     assert not (tmp_path / "run").exists()
 
 

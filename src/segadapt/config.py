@@ -20,6 +20,8 @@ ScoreName = Literal["entropy", "soft_neighbourhood_density", "information_maximi
 
 SMALLEST = 32  # pixels a side that the networks of CycleGAN can work on
 _LARGEST_RATE = 1e6  # the product of two still fits into a 32-bit number
+_LARGEST_RING = 10**6  # entries of a class; at 2048 channels they fill 8 GB
+_LARGEST_SEED = 2**62 - 1  # the four networks of a CycleGAN draw from 4 * seed and on, which torch keeps in 64 bits
 
 
 def _refuse_out_of_range(section: str, options: object, **ranges: tuple[int | float, int | float]) -> None:
@@ -137,7 +139,7 @@ class FolderTranslation:
 
     def __post_init__(self) -> None:
         _refuse_out_of_range(
-            "translate", self, beta=(0, 0.5), seed=(0, inf), batch_size=(1, inf), jpeg_quality=(1, 100)
+            "translate", self, beta=(0, 0.5), seed=(0, _LARGEST_SEED), batch_size=(1, inf), jpeg_quality=(1, 100)
         )
         if (self.method == "cyclegan") != bool(self.model):
             raise InputError(
@@ -307,8 +309,12 @@ class MatchingConfig:
     classifier_agreement: ClassifierAgreement = field(default_factory=ClassifierAgreement)
 
     def __post_init__(self) -> None:
-        counts = ("stuff_size", "thing_size", "max_instances", "min_area", "min_fill")
-        _refuse_out_of_range("matching", self, **dict.fromkeys(counts, (1, inf)))
+        _refuse_out_of_range(
+            "matching",
+            self,
+            **dict.fromkeys(("stuff_size", "thing_size"), (1, _LARGEST_RING)),
+            **dict.fromkeys(("max_instances", "min_area", "min_fill"), (1, inf)),
+        )
 
 
 @dataclass(frozen=True)
@@ -498,8 +504,8 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"seed: {self.seed} is negative; use 0 or more")
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise InputError(f"seed: {self.seed} is out of range; use 0 to {_LARGEST_SEED}")
         if self.source.translated and self.translation.method != "off":
             raise InputError(
                 f"translation.method: {self.translation.method} would translate the images of source.translated "

@@ -40,8 +40,11 @@ def test_w_is_the_size_of_all_rings() -> None:
     changed = with_setting(tiny(), "w", "200")
     assert (changed.matching.stuff_size, changed.matching.thing_size) == (200, 2000)
     assert changed.loss == tiny().loss
-    with pytest.raises(InputError, match=r"w is a number of entries, 0\.5 is not"):
-        with_setting(tiny(), "w", "0.5")
+    for value in ("0.5", "inf", "nan"):
+        with pytest.raises(InputError, match=f"w is a number of entries, {value} is not"):
+            with_setting(tiny(), "w", value)
+    with pytest.raises(InputError, match=r"stuff_size: 1\d+ is out of range"):
+        with_setting(tiny(), "w", "1e300")
     with pytest.raises(InputError, match="lambda_ci is a number, 'much' is none"):
         with_setting(tiny(), "lambda_ci", "much")
     with pytest.raises(InputError, match="stuff_size: 0"):

@@ -92,7 +92,7 @@ def with_setting(experiment: Experiment, setting: str, value: str) -> Experiment
         raise InputError(f"values: {setting} is a number, {value!r} is none") from None
     if setting == "lambda_ci":
         return replace(experiment, loss=replace(experiment.loss, matching=number))
-    if number != int(number):
+    if not number.is_integer():  # inf and nan are none
         raise InputError(f"values: w is a number of entries, {value} is not; use whole numbers")
     stuff_size = int(number)
     thing_size = stuff_size * experiment.matching.max_instances
