@@ -1,6 +1,8 @@
 """The whole procedure on the bundled pair at postage-stamp size, as a user runs it."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,32 @@ def test_another_experiment_may_not_use_the_folder(finished: Path, change: dict[
     with pytest.raises(InputError, match="another configuration"):
         adapt(replace(tiny(), **change), finished, Machine(CPU, Terminal()))
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+IN_IT = """
+import sys, time
+from pathlib import Path
+from segadapt.adaptation.run_folder import alone_in
+from segadapt.processes import ONE_PROCESS
+with alone_in(Path(sys.argv[1]), ONE_PROCESS):
+    print("in it", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_commands_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    experiment = row_of(tiny(few(tmp_path), steps=1), "source_only")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with subprocess.Popen([sys.executable, "-c", IN_IT, str(run_dir)], stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"in it\n"
+        with pytest.raises(InputError, match=r"run: another command is training there; wait for it"):
+            run_training(experiment, run_dir, Machine(CPU, Terminal(quiet=True)), "")
+        assert [path.name for path in run_dir.iterdir()] == [".lock"], "nothing is written, and the lock stays"
+        other.kill()
+    run_training(experiment, run_dir, Machine(CPU, Terminal(quiet=True)), "")
+    assert not (run_dir / ".lock").exists()
 
 
 def test_the_pseudo_label_command_writes_the_same_labels(finished: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ In: an experiment, what its evaluations found. Out: `config.yaml`, which says wh
 import json
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -24,11 +25,18 @@ from segadapt.data.readers import ImageSet
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import Evaluation
 from segadapt.evaluation.label_free import selected_steps
+from segadapt.processes import Processes
 from segadapt.yaml_text import read_yaml
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None
 
 CONFIG_FILE, RESULT_FILE, EXPERIMENT_FILE = "config.yaml", "result.json", "experiment.yaml"
 METRICS_FILE = "metrics.jsonl"
 MODEL_FILE, SELECTED_FILE, BEST_FILE = "model.safetensors", "selected.safetensors", "best.safetensors"
+LOCK_FILE = ".lock"  # there while a training runs
 
 Kinds = tuple[type, ...]
 NUMBER: Kinds = (int, float)
@@ -140,6 +148,38 @@ def data_of(sets: dict[str, ImageSet]) -> dict[str, dict[str, Any]]:
         name: {"name": images.name, "images": len(images), "fingerprint": fingerprint(images)}
         for name, images in sets.items()
     }
+
+
+@contextmanager
+def alone_in(run_dir: Path, processes: Processes) -> Iterator[None]:
+    """Keeps other commands out of a run folder, which is there, until the context or the process ends.
+
+    Raises:
+        InputError: another command is in it.
+    """
+    path = run_dir / LOCK_FILE
+    # lockf, not flock: processes that read images are forked from this one, and must not hold the lock after it
+    lock = path.open("a") if processes.is_first and fcntl else None
+    free = True
+    try:
+        if lock and fcntl:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                free = False
+            except OSError:  # the file system has no locks
+                pass
+        if not processes.share(free):
+            raise InputError(
+                f"{run_dir}: another command is training there; wait for it, or stop it and give this one again, which "
+                "goes on from there"
+            )
+        yield
+    finally:
+        if lock:
+            if free:
+                path.unlink(missing_ok=True)
+            lock.close()
 
 
 def finished_result(run_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:

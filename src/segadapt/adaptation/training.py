@@ -21,6 +21,7 @@ from segadapt.adaptation.run_folder import (
     CONFIG_FILE,
     RESULT_FILE,
     Check,
+    alone_in,
     config_text,
     finished_result,
     provenance_of,
@@ -68,7 +69,7 @@ def run_training(
         The content of `run_dir/result.json`.
 
     Raises:
-        InputError: wrong input, or `run_dir` holds another experiment.
+        InputError: wrong input, or `run_dir` holds another experiment, or another command trains there.
         Stopped: a signal asked to leave; the same call continues.
     """
     processes, terminal = machine.processes, machine.terminal
@@ -169,25 +170,26 @@ def run_training(
         save_network(run_dir / name, state.segmenter, extra)
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    if processes.is_first:
-        with whole_file(run_dir / CONFIG_FILE) as file:
-            file.write(config_text(asdict(experiment)).encode())
-    with Metrics(run_dir, state.step, processes.is_first) as metrics:
-        for domain, index, _ in (line["bad_image"] for line in metrics.earlier if "bad_image" in line):
-            bad[domain][index] = 1
-        checks = train(
-            state, schedule, streams, check if test or experiment.selection.images else None,
-            experiment.selection.score, save_model, run_dir, metrics, machine, title,
-        )  # fmt: skip
-    result = {
-        **result_of(checks, schedule.last_k),
-        **provenance,
-        "bad_images": sum(int((processes.sum(each) > 0).sum()) for each in bad.values()),
-        "command": command_line(),
-        "seconds": state.seconds,
-        **(notes or {}),
-    }
-    if processes.is_first:
-        with whole_file(run_dir / RESULT_FILE) as file:
-            file.write(json.dumps(result, indent=1).encode())
+    with alone_in(run_dir, processes):
+        if processes.is_first:
+            with whole_file(run_dir / CONFIG_FILE) as file:
+                file.write(config_text(asdict(experiment)).encode())
+        with Metrics(run_dir, state.step, processes.is_first) as metrics:
+            for domain, index, _ in (line["bad_image"] for line in metrics.earlier if "bad_image" in line):
+                bad[domain][index] = 1
+            checks = train(
+                state, schedule, streams, check if test or experiment.selection.images else None,
+                experiment.selection.score, save_model, run_dir, metrics, machine, title,
+            )  # fmt: skip
+        result = {
+            **result_of(checks, schedule.last_k),
+            **provenance,
+            "bad_images": sum(int((processes.sum(each) > 0).sum()) for each in bad.values()),
+            "command": command_line(),
+            "seconds": state.seconds,
+            **(notes or {}),
+        }
+        if processes.is_first:
+            with whole_file(run_dir / RESULT_FILE) as file:
+                file.write(json.dumps(result, indent=1).encode())
     return processes.share(result)
