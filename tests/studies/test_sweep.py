@@ -1,6 +1,7 @@
 """Tables 3 and 4 and tables like them: which settings are varied, and one real table at postage-stamp size."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from segadapt.adaptation.run_log import Terminal
 from segadapt.commands.options import experiment_with
 from segadapt.config import Experiment
 from segadapt.errors import InputError
-from segadapt.studies.sweep import PAPER_VALUES, folder_name, sweep, with_setting
+from segadapt.studies.sweep import PAPER_VALUES, folder_name, sweep, trained_by, with_setting
 from streets import few, tiny
 
 
@@ -70,8 +71,57 @@ def test_a_value_is_one_folder() -> None:
 def test_wrong_tables_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"values: \['10', '10\.0'\] holds a value twice"):
         sweep(varied("w", "10", "10.0"), tmp_path, "w", "sim", [0], 1, machine())
+    with pytest.raises(InputError, match=r"seeds: \[0, 0\] holds a value twice"):
+        sweep(varied("w", "10", "20"), tmp_path, "w", "sim", [0, 0], 1, machine())
     with pytest.raises(InputError, match="row translation: source images are not translated"):
         sweep(varied("w", "10", "20"), tmp_path, "w", "translation", [0], 1, machine())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "row"),
+    [
+        ("seed", ("0", "1"), "sim"),
+        ("lambda_ci", ("0.1", "0.01"), "source_only"),
+        ("w", ("10", "20"), "adversarial"),
+        ("pseudo_labels.quantile", ("0.3", "0.5"), "sim"),
+        ("loss.matching_step2", ("0.1", "0.2"), "sim"),
+        ("translation.method", ("off", "lab"), "target_only"),
+    ],
+)
+def test_a_setting_that_the_row_does_not_read_is_refused(
+    setting: str, values: tuple[str, ...], row: str, tmp_path: Path
+) -> None:
+    with_value = with_setting if setting in PAPER_VALUES else experiment_with
+    experiments = {value: with_value(tiny(), setting, value) for value in values}
+    with pytest.raises(InputError, match=f"row {row} does not depend on {setting}"):
+        sweep(experiments, tmp_path, setting, row, [0], 1, machine())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "row"),
+    [
+        ("lambda_ci", ("0.1", "0.01"), "sim_ssl"),
+        ("w", ("10", "20"), "sim_ssl"),
+        ("pseudo_labels.quantile", ("0.3", "0.5"), "sim_ssl"),
+        ("loss.matching_step2", ("0.1", "0.2"), "sim_ssl"),
+        ("loss.adversarial", ("0.1", "0.2"), "adversarial"),
+    ],
+)
+def test_what_a_row_reads_are_several_trainings(setting: str, values: tuple[str, str], row: str) -> None:
+    with_value = with_setting if setting in PAPER_VALUES else experiment_with
+    one, other = (trained_by(with_value(tiny(), setting, value), row) for value in values)
+    assert one != other
+
+
+def test_all_values_are_scored_on_the_same_images(tmp_path: Path) -> None:
+    experiments = {"a": tiny(), "b": replace(tiny(), test=replace(tiny().test, root=""))}
+    with pytest.raises(InputError, match=r"setting: test\.root changes the images that are scored"):
+        sweep(experiments, tmp_path, "test.root", "sim", [0], 1, machine())
+    without = {value: replace(each, test=replace(each.test, root="")) for value, each in varied("w", "1", "2").items()}
+    with pytest.raises(InputError, match=r"test\.root: is empty"):
+        sweep(without, tmp_path, "w", "sim", [0], 1, machine())
     assert not list(tmp_path.iterdir())
 
 
@@ -99,4 +149,8 @@ def test_a_real_sweep(tmp_path: Path) -> None:
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")}
     assert sweep(values, run_dir, "lambda_ci", "sim", [0, 1], 1, machine()) == rows
+    assert sweep(values, run_dir, "lambda_ci", "sim", [1], 1, machine()) == rows, "the table keeps the other seed"
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.safetensors")} == before
+    assert json.loads((run_dir / "table.json").read_text()) == table
+    with pytest.raises(InputError, match=r"holds lambda_ci_0\.001, which is not in this table; name it too"):
+        sweep({"0.5": values["0.5"]}, run_dir, "lambda_ci", "sim", [0], 1, machine())

@@ -1,19 +1,22 @@
 """The rows of the paper's Tables 2 and 6 over seeds, and with `schedule.evaluate_every` the curves of its Figure 2.
 
-In: one experiment, whole. Out: `RUN_DIR/<row>/seed<N>/` run folders, `table.json`, `label_free.json`, `table.md`. The
-row `sim` is the first step of `sim_ssl` and is trained once for both.
+In: one experiment, whole. Out: `RUN_DIR/<row>/seed<N>/` run folders, and `table.json`, `label_free.json`, `table.md` of
+all that is finished there. The row `sim` is the first step of `sim_ssl` and is trained once for both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from segadapt.adaptation.domains import find_domain
 from segadapt.adaptation.machine import Machine
+from segadapt.adaptation.procedure import finished_row
+from segadapt.adaptation.run_folder import CONFIG_FILE, alone_in
 from segadapt.config import Experiment
 from segadapt.errors import InputError
+from segadapt.processes import Processes
 from segadapt.studies.cells import Cell, train_cells
-from segadapt.studies.runs import GENERATOR, TITLES, WARM_UP, Row, read_run
+from segadapt.studies.runs import GENERATOR, TITLES, WARM_UP, Row, table_rows
 from segadapt.studies.table import write_tables
 
 
@@ -31,26 +34,27 @@ def ablate(
         machine: Where to train.
 
     Returns:
-        The rows, finished.
+        The rows in the order of Table 2, with all that is finished in `run_dir`, in this call or an earlier one.
 
     Raises:
-        InputError: wrong input, or a row or seed that stands twice.
+        InputError: wrong input, a row or seed that stands twice, or `run_dir` holds trainings of something else.
     """
     refuse_repeats(seeds=seeds, rows=rows)
     refuse_no_test(experiment)
+    refuse_others(run_dir, {title: (name, experiment) for name, title in TITLES.items()})
+    if "sim_ssl" in rows:
+        for seed in seeds:
+            make_step1_of_sim(run_dir, seed, machine.processes)
     order = sorted(rows, key=tuple(TITLES).index)
     cells = [
-        cell_of(replace(experiment, seed=seed), TITLES[name], name, run_dir / name, run_dir)
+        cell_of(replace(experiment, seed=seed), TITLES[name], name, folder_of(run_dir, name, seed), run_dir)
         for seed in seeds
         for name in order
         if not (name == "sim" and "sim_ssl" in rows)
     ]
     train_cells(cells, jobs, machine)
     machine.processes.wait()
-    found = [
-        Row(name, TITLES[name], tuple(read_run(folder_of(run_dir, name, seed, rows)) for seed in seeds))
-        for name in rows
-    ]
+    found = finished_in(run_dir)
     if machine.processes.is_first:
         write_tables(found, run_dir, experiment.selection.score)
     return found
@@ -63,16 +67,62 @@ def default_rows(experiment: Experiment) -> tuple[str, ...]:
 
 
 def cell_of(experiment: Experiment, title: str, row: str, folder: Path, shared: Path) -> Cell:
-    """A training of a table: `folder` is that of all its seeds, `shared` that of what trainings begin with."""
+    """A training of a table, in its run folder; `shared` is the folder of what trainings begin with."""
     seed = f"seed{experiment.seed}"
-    return Cell(title, row, experiment, folder / seed, shared / WARM_UP / seed, shared / GENERATOR / seed)
+    return Cell(title, row, experiment, folder, shared / WARM_UP / seed, shared / GENERATOR / seed)
 
 
-def folder_of(run_dir: Path, name: str, seed: int, rows: Sequence[str]) -> Path:
-    """The run folder of a row and a seed, in a table of `rows`."""
-    if name == "sim" and "sim_ssl" in rows:
-        return run_dir / "sim_ssl" / f"seed{seed}" / "step1"
-    return run_dir / name / f"seed{seed}"
+def folder_of(run_dir: Path, name: str, seed: int) -> Path:
+    """The run folder of a row and a seed; of `sim` it is that of step 1 of `sim_ssl`, once that has begun."""
+    step1 = run_dir / "sim_ssl" / f"seed{seed}" / "step1"
+    return step1 if name == "sim" and (step1 / CONFIG_FILE).exists() else run_dir / name / f"seed{seed}"
+
+
+def make_step1_of_sim(run_dir: Path, seed: int, processes: Processes) -> None:
+    """Give `sim_ssl` the training of `sim` as its step 1, finished or not, where there is one.
+
+    Raises:
+        InputError: another command trains it.
+    """
+    sim = folder_of(run_dir, "sim", seed)
+    if not processes.share(sim.parent.name == "sim" and (sim / CONFIG_FILE).exists()):
+        return
+    with alone_in(sim, processes):
+        pass
+    if processes.is_first:
+        step1 = run_dir / "sim_ssl" / sim.name / "step1"
+        step1.parent.mkdir(parents=True, exist_ok=True)
+        sim.rename(step1)  # at once or not at all
+        if not any(sim.parent.iterdir()):
+            sim.parent.rmdir()
+
+
+def finished_in(run_dir: Path) -> list[Row]:
+    """The rows of a table's folder, with the trainings that have a score."""
+    return [replace(row, runs=row.finished) for row in table_rows(run_dir) if row.finished]
+
+
+def refuse_others(run_dir: Path, known: Mapping[str, tuple[str, Experiment]]) -> None:
+    """Refuse a folder whose trainings do not belong into one table with those that are asked for.
+
+    Args:
+        run_dir: The folder of the table; it may be new.
+        known: By title of a row, its name as `train_row` knows it, and its experiment, whatever the seed.
+
+    Raises:
+        InputError: it holds another row, or a training of another experiment.
+    """
+    if (run_dir / CONFIG_FILE).exists():
+        raise InputError(f"{run_dir} holds a single training and no table; choose another --run_dir")
+    for row in table_rows(run_dir):
+        if row.title not in known:
+            raise InputError(
+                f"{run_dir} holds {row.title}, which is not in this table; name it too (what is finished is read), or "
+                "choose another --run_dir"
+            )
+        name, experiment = known[row.title]
+        for run in row.runs:
+            finished_row(replace(experiment, seed=run.seed), name, run.folder)
 
 
 def refuse_no_test(experiment: Experiment) -> None:

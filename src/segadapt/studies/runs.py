@@ -224,26 +224,33 @@ def rows_of(folder: Path) -> list[Row]:
             return [Row("sim", TITLES["sim"], (step1,)), Row("sim_ssl", TITLES["sim_ssl"], (run,))]
         name = kind_of(run.config)
         return [Row(name, TITLES[name], (run,))]
-    seeds = {
-        child.name: tuple(read_run(seed) for seed in seeds_in(child) if (seed / CONFIG_FILE).exists())
-        for child in sorted(folder.glob("*/"))
-        if child.name not in SHARED
-    }
-    rows = {
-        name: Row(name if name in TITLES else "", TITLES.get(name, name), runs) for name, runs in seeds.items() if runs
-    }
-    if "sim_ssl" in rows and "sim" not in rows:
-        folders = [run.folder / "step1" for run in rows["sim_ssl"].runs]
-        step1 = tuple(read_run(path) for path in folders if (path / CONFIG_FILE).exists())
-        rows["sim"] = Row("sim", TITLES["sim"], step1)
-    elif not rows and (folder / "step1" / CONFIG_FILE).exists():  # the procedure, stopped before step 2
-        rows["sim"] = Row("sim", TITLES["sim"], (read_run(folder / "step1"),))
+    rows = table_rows(folder)
+    if not rows and (folder / "step1" / CONFIG_FILE).exists():  # the procedure, stopped before step 2
+        return [Row("sim", TITLES["sim"], (read_run(folder / "step1"),))]
     if not rows:
         raise InputError(
             f"{folder}: holds no run ({CONFIG_FILE}, or ROW/seed0/{CONFIG_FILE}); give the folder of --run_dir"
         )
-    order = [*TITLES, *_order_of(folder), *rows]
-    return sorted(rows.values(), key=lambda row: order.index(row.name or row.title))
+    return rows
+
+
+def table_rows(folder: Path) -> list[Row]:
+    """The rows of a table over seeds, with the trainings that have begun; none in a new folder."""
+    seeds = {
+        child.name: {seed.name: seed for seed in seeds_in(child) if (seed / CONFIG_FILE).exists()}
+        for child in sorted(folder.glob("*/"))
+        if child.name not in SHARED
+    }
+    steps = {seed.name: seed / "step1" for seed in seeds_in(folder / "sim_ssl")}
+    begun = {name: step for name, step in steps.items() if (step / CONFIG_FILE).exists()}
+    seeds["sim"] = seeds.get("sim", {}) | begun
+    rows = []
+    for name, folders in seeds.items():
+        runs = sorted((read_run(path) for path in folders.values()), key=lambda run: run.seed)
+        if runs:
+            rows.append(Row(name if name in TITLES else "", TITLES.get(name, name), tuple(runs)))
+    order = [*TITLES, *_order_of(folder), *seeds]
+    return sorted(rows, key=lambda row: order.index(row.name or row.title))
 
 
 def seeds_in(folder: Path) -> list[Path]:
