@@ -45,6 +45,12 @@ def step_slowly(path: Path, machine: Machine) -> str:
     return ""
 
 
+def never_leave(path: Path, machine: Machine) -> str:
+    path.write_text(str(os.getpid()))
+    time.sleep(60)
+    return ""
+
+
 def fail(path: Path, machine: Machine) -> str:
     while not path.exists():
         time.sleep(0.05)
@@ -165,6 +171,18 @@ def test_a_signal_to_every_process_is_one_request_to_each(tmp_path: Path) -> Non
         os.kill(pid, signal.SIGTERM)
     assert process.wait(60) == signal.SIGTERM
     assert [file.read_text() for file in files] == ["saved", "saved"]
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    process, files = started(tmp_path, never_leave), [tmp_path / "a", tmp_path / "b"]
+    until(lambda: all(file.exists() and file.read_text() for file in files))
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(1)
+    assert process.wait(30) == -signal.SIGINT
+    for file in files:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
 
 
 def test_ctrl_c_while_processes_start_says_nothing(tmp_path: Path) -> None:
