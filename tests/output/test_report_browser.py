@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from report_runs import CLASSES, run_folder
 
+from report_runs import CLASSES, run_folder
 from segadapt.data.label_spaces import LabelSpace
 from segadapt.output.report import sections
 from segadapt.output.report.measure import Measured, Reliability
