@@ -19,7 +19,7 @@ test: setup
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # In this order, matching_step first; ARGS=--quick shows with tiny sizes that all of them work.
 BENCHMARKS := matching_step matching_share regions bank_lookup pseudo_labels evaluation reading end_to_end start_up scaling
