@@ -285,8 +285,9 @@ def upsample(logits: Float[Tensor, "B N h w"], labels: Int[Tensor, "B H W"]) -> 
 @lru_cache(maxsize=8)
 def interpolation(small: int, full: int, device: torch.device) -> Float[Tensor, "full small"]:
     """The matrix of linear interpolation from `small` values to `full`, ends on ends (align_corners)."""
-    unit_vectors = torch.eye(small)[None]
-    return F.interpolate(unit_vectors, size=full, mode="linear", align_corners=True)[0].T.contiguous().to(device)
+    with torch.inference_mode(False):  # it is kept
+        unit_vectors = torch.eye(small)[None]
+        return F.interpolate(unit_vectors, size=full, mode="linear", align_corners=True)[0].T.contiguous().to(device)
 
 
 def cross_entropy(

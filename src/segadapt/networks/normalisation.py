@@ -45,7 +45,12 @@ def _constants(
     return both[0], both[1]
 
 
-_kept_constants = lru_cache(_constants)  # sending them anew would wait for the device at every step
+@lru_cache  # sending them anew would wait for the device at every step
+def _kept_constants(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Float[Tensor, "1 3 1 1"], Float[Tensor, "1 3 1 1"]]:
+    with torch.inference_mode(False):  # what an evaluation is the first to ask for must serve a training too
+        return _constants(mean, std, device)
 
 
 # torchvision's ImageNet files: mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225) of images in 0..1.
