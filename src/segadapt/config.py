@@ -33,6 +33,12 @@ def _refuse_out_of_range(section: str, options: object, **ranges: tuple[int | fl
             raise InputError(f"{section}.{name}: {value} is out of range; use {allowed}")
 
 
+def refuse_wrong_seed(seed: int) -> None:
+    """Raises InputError for a seed that not everything here can draw from."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise InputError(f"seed: {seed} is out of range; use 0 to {_LARGEST_SEED}")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """One domain: where its images lie and in which format.
@@ -504,8 +510,7 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= _LARGEST_SEED:
-            raise InputError(f"seed: {self.seed} is out of range; use 0 to {_LARGEST_SEED}")
+        refuse_wrong_seed(self.seed)
         if self.source.translated and self.translation.method != "off":
             raise InputError(
                 f"translation.method: {self.translation.method} would translate the images of source.translated "

@@ -9,7 +9,6 @@ scored 2e-7 apart with one and with two. All here have one thread, as torchrun g
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +24,8 @@ from segadapt.networks.weights import build_network
 from streets import few
 
 SCRIPT = Path(__file__).parent / "scores_in_processes.py"
+pytestmark = pytest.mark.usefixtures("one_thread")
 LABEL_SIZES = ((288, 384), (144, 200), (300, 200))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As each of several processes has it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import statistics
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,15 +46,6 @@ def test_wrong_rows_are_refused_before_anything_is_trained(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"test\.root: is empty"):
         ablate(replace(tiny(), test=replace(tiny().test, root="")), tmp_path, [0], ["sim"], 1, machine())
     assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Processes share the threads of this one; with more threads torch adds in another order, and rounds otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_log import Terminal
 from segadapt.errors import InputError, Stopped
-from segadapt.studies.jobs import Job, run_jobs
+from segadapt.studies.jobs import Job, run_jobs, threads_of
 
 FOLDER = Path(__file__).parent
 
@@ -71,13 +71,9 @@ def test_each_job_has_a_process_and_its_share_of_the_threads(tmp_path: Path) -> 
 
 
 def test_one_at_a_time_needs_no_process(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
+    with threads_of(4):
         run_jobs([Job("0", partial(leave_a_file, tmp_path / "0"))], 2, quiet_machine())
         assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(before)
     # as many threads as it has beside another job: torch rounds by their number
     assert (tmp_path / "0").read_text().split()[1:] == ["2", str(os.getpid())]
 

@@ -14,6 +14,7 @@ from segadapt.config import AugmentationConfig, DataConfig, Experiment, Translat
 from segadapt.data.loading import Batch, training_batches
 from segadapt.data.readers import find_pairs
 from segadapt.errors import InputError
+from segadapt.studies.jobs import threads_of
 from segadapt.translation import StyleTransfer
 from segadapt.translation.online import translate
 from streets import ROOT, few
@@ -53,12 +54,8 @@ def test_labels_stay_and_images_change(pair: Path, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_workers_starts_and_processes_see_the_same_samples(pair: Path, method: str) -> None:
     config = TranslationConfig(method)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # workers have one
-    try:
+    with threads_of(2):  # workers have one
         whole = batches(pair, config, 4)
-    finally:
-        torch.set_num_threads(threads)
     for same, expected in (
         (batches(pair, config, 4, workers=1), whole),
         (batches(pair, config, 2, start=4), whole[2:]),

@@ -22,7 +22,7 @@ from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_folder import CONFIG_FILE, RESULT_FILE, config_text, data_of, finished_result, versions
 from segadapt.adaptation.run_log import Metrics, command_line
 from segadapt.adaptation.trainer import finite_losses, memory_mib
-from segadapt.config import SMALLEST, AugmentationConfig, CycleGanConfig, DataConfig
+from segadapt.config import SMALLEST, AugmentationConfig, CycleGanConfig, DataConfig, refuse_wrong_seed
 from segadapt.data.decoding import upright_size
 from segadapt.data.loading import LeftOut, evaluation_batches, training_batches
 from segadapt.data.readers import ImageSet, find_pairs
@@ -95,8 +95,7 @@ def fit_translation(
         Stopped: a signal asked to leave; the same call continues.
     """
     processes = machine.processes
-    if seed < 0:
-        raise InputError(f"seed: {seed} is negative; use 0 or more")
+    refuse_wrong_seed(seed)
     model = Path(config.segmenter) if config.segmenter else segmenter
     network = load_network(str(model)) if model else None
     digest = digest_of(model) if model else None

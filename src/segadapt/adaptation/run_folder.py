@@ -34,7 +34,6 @@ except ImportError:  # Windows: nothing is locked
     fcntl = None
 
 CONFIG_FILE, RESULT_FILE, EXPERIMENT_FILE = "config.yaml", "result.json", "experiment.yaml"
-METRICS_FILE = "metrics.jsonl"
 MODEL_FILE, SELECTED_FILE, BEST_FILE = "model.safetensors", "selected.safetensors", "best.safetensors"
 LOCK_FILE = ".lock"  # there while a training runs
 

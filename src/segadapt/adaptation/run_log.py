@@ -34,6 +34,8 @@ try:
 except ImportError:  # the extra [tensorboard] is not installed
     SummaryWriter = None
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class Terminal:
     """Messages and progress on standard error; where that is no terminal, plain lines, one every half minute.
@@ -141,7 +143,7 @@ class Metrics:
     """
 
     def __init__(self, run_dir: Path, step: int = 0, writes: bool = True) -> None:
-        path = run_dir / "metrics.jsonl"
+        path = run_dir / METRICS_FILE
         self.earlier = lines_until(path, step)
         self.file = self.board = None
         if not writes:

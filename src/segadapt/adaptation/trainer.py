@@ -20,14 +20,13 @@ from segadapt.adaptation.checkpoints import save_state
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_folder import (
     BEST_FILE,
-    METRICS_FILE,
     MODEL_FILE,
     SELECTED_FILE,
     Check,
     best_step,
     checks_of,
 )
-from segadapt.adaptation.run_log import Metrics
+from segadapt.adaptation.run_log import METRICS_FILE, Metrics
 from segadapt.adaptation.step import TrainState, adaptation_step, learning_rates
 from segadapt.config import Experiment, OptimiserConfig, ScheduleConfig, ScoreName
 from segadapt.data.label_spaces import LabelSpace

@@ -17,7 +17,6 @@ from typing import Any
 
 from segadapt.adaptation.run_folder import (
     CONFIG_FILE,
-    METRICS_FILE,
     MODEL_FILE,
     NUMBER,
     RESULT_FILE,
@@ -27,7 +26,7 @@ from segadapt.adaptation.run_folder import (
     read_left,
     refuse_damaged,
 )
-from segadapt.adaptation.run_log import lines_until
+from segadapt.adaptation.run_log import METRICS_FILE, lines_until
 from segadapt.errors import InputError
 from segadapt.yaml_text import read_yaml
 
