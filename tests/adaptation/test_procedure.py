@@ -1,8 +1,6 @@
 """The whole procedure on the bundled pair at postage-stamp size, as a user runs it."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from occupied import occupied
 from segadapt.adaptation.apply_model import evaluate_model
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.procedure import adapt
@@ -120,28 +119,14 @@ def test_another_experiment_may_not_use_the_folder(finished: Path, change: dict[
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-IN_IT = """
-import sys, time
-from pathlib import Path
-from segadapt.adaptation.run_folder import alone_in
-from segadapt.processes import ONE_PROCESS
-with alone_in(Path(sys.argv[1]), ONE_PROCESS):
-    print("in it", flush=True)
-    time.sleep(600)
-"""
-
-
 def test_two_commands_do_not_train_in_one_folder(tmp_path: Path) -> None:
     experiment = row_of(tiny(few(tmp_path), steps=1), "source_only")
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    with subprocess.Popen([sys.executable, "-c", IN_IT, str(run_dir)], stdout=subprocess.PIPE) as other:
-        assert other.stdout
-        assert other.stdout.readline() == b"in it\n"
+    with occupied(run_dir):
         with pytest.raises(InputError, match=r"run: another command is training there; wait for it"):
             run_training(experiment, run_dir, Machine(CPU, Terminal(quiet=True)), "")
         assert [path.name for path in run_dir.iterdir()] == [".lock"], "nothing is written, and the lock stays"
-        other.kill()
     run_training(experiment, run_dir, Machine(CPU, Terminal(quiet=True)), "")
     assert not (run_dir / ".lock").exists()
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from occupied import occupied
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_log import Terminal
 from segadapt.cli import main
@@ -195,6 +196,14 @@ def test_a_stopped_run_continues_bit_by_bit(pair: Path, fitted: Path, segmenter:
     for one, other in zip(first, second, strict=True):
         one, other = (json.loads(line) for line in (one, other))
         assert [one[key] for key in one if "loss" in key] == [other[key] for key in one if "loss" in key]
+
+
+def test_two_commands_do_not_train_in_one_folder(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with occupied(tmp_path):
+        assert "another command is training there" in said(fit(pair, tmp_path), capsys)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"], "nothing is written"
 
 
 def test_a_finished_run_is_only_read_and_another_refused(

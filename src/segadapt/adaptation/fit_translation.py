@@ -13,13 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segadapt.adaptation.checkpoints import digest_of, restore, save_state
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.run_folder import CONFIG_FILE, RESULT_FILE, config_text, data_of, finished_result, versions
+from segadapt.adaptation.run_folder import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    alone_in,
+    config_text,
+    data_of,
+    finished_result,
+    versions,
+)
 from segadapt.adaptation.run_log import Metrics, command_line
 from segadapt.adaptation.trainer import finite_losses, memory_mib
 from segadapt.config import SMALLEST, AugmentationConfig, CycleGanConfig, DataConfig, refuse_wrong_seed
@@ -90,7 +97,7 @@ def fit_translation(
         The content of `run_dir/result.json`.
 
     Raises:
-        InputError: wrong input, or `run_dir` holds another run.
+        InputError: wrong input, or `run_dir` holds another run, or another command trains there.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays as it was.
         Stopped: a signal asked to leave; the same call continues.
     """
@@ -121,19 +128,20 @@ def fit_translation(
         "data": data_of({"source": source, "target": target}),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
-    if processes.is_first:
-        with whole_file(run_dir / CONFIG_FILE) as file:
-            file.write(config_text(configuration).encode())
-    with Metrics(run_dir, state.step, processes.is_first) as metrics:
-        losses = _train(state, streams, run_dir, metrics, machine)
-    result = {**losses, "step": state.step, **provenance, "command": command_line(), "seconds": state.seconds}
-    if network is not None:
-        result["label_drift"] = label_drift(network, state.result, source, config.size, machine.device, left_out)
-    if processes.is_first:
-        extra = {"provenance": json.dumps(provenance), "input_size": json.dumps(config.size)}
-        save_generator(run_dir / GENERATOR_FILE, state.result, extra)
-        with whole_file(run_dir / RESULT_FILE) as file:
-            file.write(json.dumps(result, indent=1).encode())
+    with alone_in(run_dir, processes):
+        if processes.is_first:
+            with whole_file(run_dir / CONFIG_FILE) as file:
+                file.write(config_text(configuration).encode())
+        with Metrics(run_dir, state.step, processes.is_first) as metrics:
+            losses = _train(state, streams, run_dir, metrics, machine)
+        result = {**losses, "step": state.step, **provenance, "command": command_line(), "seconds": state.seconds}
+        if network is not None:
+            result["label_drift"] = label_drift(network, state.result, source, config.size, machine.device, left_out)
+        if processes.is_first:
+            extra = {"provenance": json.dumps(provenance), "input_size": json.dumps(config.size)}
+            save_generator(run_dir / GENERATOR_FILE, state.result, extra)
+            with whole_file(run_dir / RESULT_FILE) as file:
+                file.write(json.dumps(result, indent=1).encode())
     return processes.share(result)
 
 
@@ -147,8 +155,8 @@ def label_drift(
     left_out: LeftOut | None = None,
 ) -> float:
     """Share of the source's pixels, 0 to 1, whose predicted class the generator changes; of up to 50 whole images."""
-    indices = np.unique(np.linspace(0, len(source) - 1, DRIFT_IMAGES).round().astype(int))
-    chosen = replace(source, images=tuple(source.images[index] for index in indices), labels=(None,) * len(indices))
+    chosen = source.spread(DRIFT_IMAGES)
+    chosen = replace(chosen, labels=(None,) * len(chosen))
     drifts = []
     data = DataConfig(size=size)
     for batch in evaluation_batches(chosen, chosen.space, data, batch_size=1, workers=0, left_out=left_out):
