@@ -194,6 +194,15 @@ def test_json_of_evaluate_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert result["seed"] == 3
 
 
+def test_brackets_in_the_name_of_a_class_are_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    from segadapt.commands.options import print_scores
+
+    scores = {"miou": 1.0, "iou": {"road [wet]": 1.0, "[red]car": None}, "subsets": {":car: [a]": 2.0}}
+    print_scores(scores, as_json=False)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("road [wet]", "[red]car", ":car: [a]"))
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"{sys.executable} -m segadapt weights | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

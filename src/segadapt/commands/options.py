@@ -183,4 +183,5 @@ def print_scores(result: dict[str, Any], as_json: bool) -> None:
     table.add_row("mean", f"{result['miou']:.1f}", style="bold")
     for name, value in result["subsets"].items():
         table.add_row(name, f"{value:.1f}")
-    Console().print(table)
+    # a class may be called "road [wet]", which is no style
+    Console(markup=False, emoji=False).print(table)
