@@ -225,3 +225,8 @@ def test_a_run_folder_that_cannot_be_made(run_dir, words, site, capsys):
 
 def test_an_out_folder_that_cannot_be_made(site, model, capsys):
     refused(pseudo_label(model, site, f"--out={site}/label_space.yaml"), site, "label_space.yaml", capsys)
+
+
+@pytest.mark.parametrize(("out", "words"), [("labels", "says what made|labels/a.png"), ("images/new", "lies within")])
+def test_pseudo_labels_take_no_place_of_labels_or_images(out, words, site, model, capsys):
+    refused(pseudo_label(model, site, f"--out={site}/{out}"), site, words, capsys)

@@ -18,7 +18,7 @@ from segadapt.adaptation.pseudo_labels import LabellingReport, label_images
 from segadapt.adaptation.run_folder import read_left
 from segadapt.config import DataConfig, OnBadImage, PseudoLabelConfig
 from segadapt.data.loading import EvaluationBatch, all_bad, evaluation_batches, fingerprint
-from segadapt.data.readers import find_pairs
+from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import evaluate
 from segadapt.networks.weights import load_network, read_metadata
@@ -48,11 +48,14 @@ def pseudo_label(
         on_bad_image: What to do about an image that cannot be read; 'skip' writes no label map of it.
 
     Raises:
-        InputError: wrong input, or `out` holds the labels of another model or of other options.
+        InputError: wrong input, or `out` holds the labels of another model or of other options, or files that are no
+            pseudo-labels, or lies among the images.
         Stopped: a signal asked to leave; the same call continues.
     """
     network, data = load_network(model).to(machine.device), at_size_of(model, data)
     images, processes = find_pairs(data, labelled=False), machine.processes
+    if images.root.resolve() in (out.resolve(), *out.resolve().parents):  # the next call would take labels for images
+        raise InputError(f"out: {out} lies within the images {images.root}; choose a folder elsewhere")
     made_by = {
         "model": digest_of(model),
         "data": fingerprint(images),
@@ -61,6 +64,7 @@ def pseudo_label(
         "cap": options.cap,
     }
     refuse_other_labels(out, made_by)
+    refuse_strange_labels(out, images)
     bad: dict[int, str] = {}
 
     def note_bad(index: int, problem: str) -> None:
@@ -104,6 +108,15 @@ def refuse_other_labels(out: Path, made_by: dict[str, Any]) -> None:
     differs = [name for name, value in made_by.items() if json.loads(json.dumps(value)) != before.get(name)]
     if differs:
         raise InputError(f"{out} holds pseudo-labels made with another {', '.join(differs)}; choose another folder")
+
+
+def refuse_strange_labels(out: Path, images: ImageSet) -> None:
+    """Raises InputError if `out` has files in the place of label maps and nothing says that they are ours."""
+    if (out / MADE_BY_FILE).exists():
+        return
+    strange = next((file for name in map(images.image_name, range(len(images))) if (file := out / name).exists()), None)
+    if strange:  # the labels of a data set, say, that a person drew
+        raise InputError(f"out: no {MADE_BY_FILE} in {out} says what made {strange}; choose another folder")
 
 
 def evaluate_model(
