@@ -29,6 +29,13 @@ def test_colours_of_another_profile_are_converted(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[:, 3:], np.broadcast_to([0, 0, 255], (4, 3, 3)), atol=3)
 
 
+def test_a_large_image_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own, of what may be a bomb: twice as large it is refused."""
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "1.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_srgb(tmp_path / "1.png").shape == (40, 40, 3)
+
+
 def test_srgb_stays_exactly(tmp_path: Path) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "1.png", icc_profile=SRGB)

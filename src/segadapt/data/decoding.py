@@ -33,16 +33,29 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         UnreadableFileError: The file is missing, or cannot be read as an image.
         InputError: Its samples are of a kind that has no white: 32 bits or floating point.
     """
-    with _opened(path, "image") as image:
-        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-            raise InputError(f"{path}: has samples of 32 bits (mode {image.mode}); write 8 or 16 bits a sample")
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255 instead of scaling
-            grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        if image.mode == "P":
-            image = image.convert("RGBA")  # a palette may carry transparency, which only this mode keeps apart
-        return np.array(image.convert("RGB"))
+    with opened(path, "image") as image:
+        return rgb_pixels(image, str(path))
+
+
+def rgb_pixels(image: Image.Image, where: str) -> UInt8[np.ndarray, "H W 3"]:
+    """What `read_image` gives of an opened image, which is turned upright itself.
+
+    Args:
+        image: As Pillow opened it.
+        where: What error messages call it.
+
+    Raises:
+        InputError: As `read_image`.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise InputError(f"{where}: has samples of 32 bits (mode {image.mode}); write 8 or 16 bits a sample")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255 instead of scaling
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P":
+        image = image.convert("RGBA")  # a palette may carry transparency, which only this mode keeps apart
+    return np.array(image.convert("RGB"))
 
 
 def read_raw_ids(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]:
@@ -54,7 +67,7 @@ def read_raw_ids(path: Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H
         UnreadableFileError: The file is missing, or cannot be read as an image.
         InputError: It is a colour picture instead of ids, or no PNG whatever its name says.
     """
-    with _opened(path, "label file") as image:
+    with opened(path, "label file") as image:
         if image.format != "PNG":  # JPEG, for one, changes ids along every border
             raise InputError(f"{path}: is a {image.format} file under the name of a PNG; write the ids as PNG")
         bits, colour_type = _png_format(path)
@@ -96,7 +109,7 @@ def image_size(path: Path) -> tuple[int, int]:
     head = _png_header(path)
     if len(head) >= 24:
         return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
-    with _opened(path, "image") as image:
+    with opened(path, "image") as image:
         return image.height, image.width
 
 
@@ -106,7 +119,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     Raises:
         UnreadableFileError: The file is missing, or cannot be read as an image.
     """
-    with _opened(path, "image") as image:
+    with opened(path, "image") as image:
         # of a PNG that has no such chunk yet, Pillow would decode the pixels to find one behind them
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
         turned = exif.get(ExifTags.Base.Orientation, 1) >= _TURNED
@@ -136,7 +149,12 @@ def _decoded_as(path: Path, raw_mode: str) -> UInt8[np.ndarray, "H W channels"]:
 
 
 @contextmanager
-def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+def opened(path: Path, what: str) -> Iterator[Image.Image]:
+    """A file as an image, for as long as the context lasts; whatever goes wrong in there is said of the file.
+
+    Raises:
+        UnreadableFileError: The file is missing, or cannot be read as `what`.
+    """
     if path.exists() and not path.is_file():  # a folder, or a pipe, which would be waited for
         raise UnreadableFileError(f"{path}: is no file; put the {what} there or remove it")
     try:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
-from segadapt.data.decoding import read_image
+from segadapt.data.decoding import opened, rgb_pixels
 from segadapt.data.label_spaces import LabelSpace
 
 logger = logging.getLogger(__name__)
@@ -30,19 +30,22 @@ def read_srgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         InputError: The file cannot be read as an image.
     """
-    pixels = read_image(path)
-    with Image.open(path) as image:  # the header alone
+    with opened(path, "image") as image:
         profile = image.info.get("icc_profile")
+        pixels = rgb_pixels(image, str(path))
     return in_srgb(pixels, profile, str(path)) if profile else pixels
 
 
 def rgb_of(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """A Pillow image as `read_srgb` would read its file."""
+    """A Pillow image, which stays as it is, as `read_srgb` would read its file.
+
+    Raises:
+        InputError: Its samples are of a kind that has no white: 32 bits or floating point.
+    """
     profile = image.info.get("icc_profile")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "P":
-        upright = upright.convert("RGBA")
-    pixels = np.array(upright.convert("RGB"))
+    own = image.copy()
+    own.format = image.format  # which a copy forgets
+    pixels = rgb_pixels(own, "the image")
     return in_srgb(pixels, profile, "the image") if profile else pixels
 
 
