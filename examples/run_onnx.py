@@ -5,13 +5,13 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 model, photo, out = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
 
-image = Image.open(photo).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")  # upright
 height, width = about["input_size"] or (image.height, image.width)
 pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 (labels,) = session.run(["labels"], {"images": pixels[None]})

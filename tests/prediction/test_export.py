@@ -60,7 +60,9 @@ def test_onnx_labels_images_of_any_size(tmp_path: Path, capsys: pytest.CaptureFi
         assert (labels == expected).mean() > 0.999
 
     # the example that does without segadapt
-    Image.fromarray(photo(SIZE)).save(tmp_path / "photo.png")
+    orientation = Image.Exif()
+    orientation[0x0112] = 3  # the camera was held upside down
+    Image.fromarray(photo(SIZE)).save(tmp_path / "photo.png", exif=orientation)
     command = [sys.executable, str(ROOT / "examples/run_onnx.py"), out, tmp_path / "photo.png", tmp_path / "labels.png"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -109,6 +111,12 @@ def test_mistakes_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     out = ["--out", str(tmp_path / "m.onnx")]
     assert main(["export", str(model), "--to", "onnx", *out, "--images", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+    (tmp_path / "drive.mp4").write_text("")
+    assert main(["export", str(model), "--to", "onnx", *out, "--images", str(tmp_path)]) == 2
+    assert f"{tmp_path}: holds videos alone" in capsys.readouterr().err
+    (tmp_path / "drive.mp4").unlink()
+    assert main(["export", str(model), "--to", "onnx", "--out", str(model), "--images", str(PHOTO.parent)]) == 2
+    assert "is the model itself" in capsys.readouterr().err
     assert main(["export", str(model), "--to", "tflite", *out]) == 2
     assert "tflite" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed

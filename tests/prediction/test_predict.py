@@ -13,8 +13,10 @@ from PIL import Image
 from model_files import SIZE, write_model
 from segadapt.cli import main
 from segadapt.data.label_spaces import STREETS11
+from segadapt.errors import InputError
 from segadapt.evaluation.metrics import ConfusionMatrix
-from segadapt.prediction.segmenter import Segmenter
+from segadapt.prediction.pictures import read_srgb, rgb_of
+from segadapt.prediction.segmenter import Segmenter, refuse_no_rgb
 from segadapt.prediction.sources import find_sources, upright
 from streets import ROOT, few
 
@@ -102,6 +104,30 @@ def test_files_arrays_and_pictures_are_one(segmenter: Segmenter) -> None:
     np.testing.assert_array_equal(segmenter.predict(np.array(Image.open(PHOTO))).labels, labels)
 
 
+def test_a_picture_of_16_bits_is_its_file(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "1.png")
+    with Image.open(tmp_path / "1.png") as picture:
+        np.testing.assert_array_equal(rgb_of(picture), read_srgb(tmp_path / "1.png"))
+    assert read_srgb(tmp_path / "1.png").mean() == pytest.approx(127.5, abs=1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((48, 64, 3), np.float32),  # values from 0 to 1, say
+        np.zeros((48, 64), np.uint8),
+        np.zeros((48, 64, 4), np.uint8),
+        np.zeros((3, 48, 64), np.uint8),
+        np.zeros((0, 64, 3), np.uint8),
+    ],
+)
+def test_an_array_that_is_no_rgb_image_is_refused(image: np.ndarray) -> None:
+    refuse_no_rgb(np.zeros((48, 64, 3), np.uint8))
+    with pytest.raises(InputError, match="give uint8 RGB"):
+        refuse_no_rgb(image)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (12, 100), (100, 20), (48, 64), (97, 65)])
 @pytest.mark.parametrize("view", ["auto", "windows"])
 def test_labels_have_the_size_of_the_image(segmenter: Segmenter, size: tuple[int, int], view: str) -> None:
@@ -131,16 +157,53 @@ def test_a_panorama_is_seen_through_windows_and_this_is_said(
 def test_folders_and_patterns_keep_their_structure(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a/1.png", "a/b/2.JPG", "c/3.png", "a/.hidden.png", ".trash/4.png", "out/labels/a/old.png"):
+    for name in ("a/1.png", "a/b/2.JPG", "c/3.png", "a/.hidden.png", ".trash/4.png"):
         write_photo(tmp_path / "in" / name)
     (tmp_path / "in/a/notes.txt").write_text("no image")
-    out = tmp_path / "in/out"
-    predicted(capsys, model, tmp_path / "in", "--out", out)
-    made = {file.relative_to(out).as_posix() for file in (out / "labels").rglob("*.png")}
-    assert made == {f"labels/{name}" for name in ("a/1.png", "a/b/2.png", "c/3.png", "a/old.png")}
-    names = [source.name for source in find_sources([f"{tmp_path}/in/*/*.png", f"{tmp_path}/in/a/b/2.JPG"], out)]
+    for out in (tmp_path / "in/out", tmp_path / "in"):  # the results may lie among the images, or beside their folders
+        for new in (3, 0):
+            summary = predicted(capsys, model, tmp_path / "in/a", tmp_path / "in/c/3.png", "--out", out, "--overlay")
+            assert (summary["images"], summary["predicted"]) == (3, new)
+        made = {file.relative_to(out).as_posix() for file in (out / "labels").rglob("*.png")}
+        assert made == {f"labels/{name}" for name in ("1.png", "b/2.png", "3.png")}
+    results = [tmp_path / "in/out", tmp_path / "in/labels", tmp_path / "in/overlays"]
+    assert [source.name for source in find_sources([f"{tmp_path}/in"], results)] == ["a/1", "a/b/2", "c/3"]
+    names = [source.name for source in find_sources([f"{tmp_path}/in/[ac]/*.png", f"{tmp_path}/in/a/b/2.JPG"])]
     assert names == ["a/1", "c/3", "2"]
-    assert [source.name for source in find_sources([f"{tmp_path}/in/a/**/*.JPG"], out)] == ["b/2"]
+    assert [source.name for source in find_sources([f"{tmp_path}/in/a/**/*.JPG"])] == ["b/2"]
+
+
+def test_linked_folders_are_searched_as_a_training_searches_them(tmp_path: Path) -> None:
+    write_photo(tmp_path / "elsewhere/1.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/site").symlink_to(tmp_path / "elsewhere")
+    assert [source.name for source in find_sources([f"{tmp_path}/in"])] == ["site/1"]
+    (tmp_path / "elsewhere/again").symlink_to(tmp_path / "in")
+    with pytest.raises(InputError, match="remove the link"):
+        find_sources([f"{tmp_path}/in"])
+
+
+def test_labels_of_a_data_set_are_not_overwritten(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, labels = write_photo(tmp_path / "val/images/1.png"), write_photo(tmp_path / "val/labels/1.png")
+    before = labels.read_bytes()
+    for inputs in (photo, photo.parent, tmp_path / "val"):
+        said = refused(capsys, model, inputs, "--out", tmp_path / "val", "--overlay")
+        assert f"no made_by.json says what made {labels}" in said
+    assert labels.read_bytes() == before
+    assert not (tmp_path / "val/made_by.json").exists()
+
+
+def test_a_frame_and_an_image_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_text("")
+    write_photo(tmp_path / "clip/first.png")
+    assert len(find_sources([str(tmp_path)])) == 2
+    write_photo(tmp_path / "clip/000001.jpg")
+    with pytest.raises(
+        InputError, match=r"clip/000001\.jpg and a frame of .*clip\.mp4 would both become clip/000001\.png"
+    ):
+        find_sources([str(tmp_path)])
 
 
 def test_what_names_no_image_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +250,8 @@ def test_predictions_of_two_models_do_not_mix(model: Path, tmp_path: Path, capsy
     other = write_model(tmp_path / "other.safetensors", seed=1)
     assert "another model" in refused(capsys, other, photo, "--out", out)
     assert "another model" in refused(capsys, model, photo, "--out", out, "--view", "windows")
+    (out / "made_by.json").write_text("{")
+    assert "made_by.json: damaged" in refused(capsys, model, photo, "--out", out)
 
 
 def test_orientation_of_the_camera_is_heeded(segmenter: Segmenter, tmp_path: Path) -> None:

@@ -107,3 +107,17 @@ def test_mistakes_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert main(["recalibrate", str(model), str(tmp_path / folder), "--out", str(tmp_path / out)]) == 2
         assert named in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "drive.mp4").write_text("")
+    out = ["--out", str(tmp_path / "new.safetensors")]
+    assert main(["recalibrate", str(model), str(videos), *out]) == 2
+    assert f"{videos}: holds videos alone" in capsys.readouterr().err
+    free = write_model(tmp_path / "free.safetensors", size=None)
+    for name in ("1.png", "1.jpg"):  # nothing is named after them
+        Image.new("RGB", (8, 8)).save(videos / name)
+    assert main(["recalibrate", str(free), str(videos), *out]) == 2
+    assert "1.jpg: 8x8 is too small" in capsys.readouterr().err
+    assert not (tmp_path / "new.safetensors").exists()
+    assert main(["recalibrate", str(model), str(videos), *out]) == 0  # at the size of the test
+    assert "2 images" in capsys.readouterr().out

@@ -37,13 +37,15 @@ def run(options: Namespace) -> int:
     from segadapt.prediction.export import agreement, describe, export, refuse_disagreement, run_of
     from segadapt.prediction.pictures import read_srgb
     from segadapt.prediction.segmenter import tested_size_of
-    from segadapt.prediction.sources import find_sources
+    from segadapt.prediction.sources import find_images
     from segadapt.whole_file import whole_file
 
     out, folder = Path(options.out), Path(options.images)
+    if out.resolve() == Path(options.model).resolve():
+        raise InputError(f"--out: '{out}' is the model itself; name another file")
     if not folder.is_dir():
         raise InputError(f"--images: '{folder}' is no folder; name one with images to compare the file with the model")
-    paths = [source.path for source in find_sources([str(folder)], out) if not source.is_video]
+    paths = find_images(options.images)
     network, size = load_network(options.model), tested_size_of(options.model)
     with terminal_of(options) as terminal:
         terminal.say(f"exporting {network.config.backbone} to {options.to}")

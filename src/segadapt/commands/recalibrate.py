@@ -24,13 +24,13 @@ def run(options: Namespace) -> int:
     from segadapt.networks.weights import load_network
     from segadapt.prediction.recalibrate import FROZEN_WARNING, images_at, recalibrate, save_recalibrated
     from segadapt.prediction.segmenter import tested_size_of
-    from segadapt.prediction.sources import find_sources
+    from segadapt.prediction.sources import find_images
 
     model, out = Path(options.model), Path(options.out)
     if out.suffix != ".safetensors":
         raise InputError(f"--out: '{out}' must end in .safetensors, as files of models do")
     network = load_network(model).to(device_of(options))
-    images = [source.path for source in find_sources([options.folder], out) if not source.is_video]
+    images = find_images(options.folder)
     with terminal_of(options) as terminal:
         if network.config.batch_norm == "frozen":
             terminal.say(FROZEN_WARNING)

@@ -190,7 +190,7 @@ class _Pattern:
         *first, last = (re.escape(part) for part in stem.split("*"))
         expression = re.compile("([^/]+)".join(first) + "(.+)" + last, re.DOTALL)
         found: dict[_Stars, Path] = {}
-        for name in _files(self.folder, suffixes):
+        for name in files_below(self.folder, suffixes):
             if match := expression.fullmatch(name.rpartition(".")[0]):
                 file = self.folder / name
                 if (other := found.setdefault(match.groups(), file)) != file:
@@ -204,8 +204,12 @@ class _Pattern:
         return self.folder / (name + suffix)
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Names below a folder of all files with one of the suffixes, hidden ones left out, sorted."""
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Names below a folder of all files with one of the suffixes, hidden ones left out, links followed, sorted.
+
+    Raises:
+        InputError: A sub-folder cannot be listed, or is a link to a folder that holds it.
+    """
     found = []
     for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -364,7 +368,7 @@ def _folder(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
             f"labels: '{label_pattern.text}' has {label_pattern.stars} *, but images: '{image_pattern.text}' has "
             f"{image_pattern.stars}; write as many in both, they stand for the same text"
         )
-    if not (wanted == "all" or config.images or image_pattern.folder.is_dir()) and _files(folder, IMAGE_SUFFIXES):
+    if not (wanted == "all" or config.images or image_pattern.folder.is_dir()) and files_below(folder, IMAGE_SUFFIXES):
         image_pattern = _Pattern(folder, "*")  # plain photographs, without the folders of a labelled set
     images = _images(image_pattern)
     labels = _labels(label_pattern, images, wanted)

@@ -24,6 +24,7 @@ from segadapt.prediction.sources import Source, count_frames, find_sources, read
 from segadapt.whole_file import whole_file
 
 MADE_BY_FILE = "made_by.json"
+RESULT_FOLDERS = ("labels", "overlays", "confidence", "probabilities")  # below `out`
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def predict_folder(
         say: Called with a line about images that are seen through windows.
 
     Raises:
-        InputError: An input is wrong, or `out` holds predictions of another model.
+        InputError: An input is wrong, or `out` holds predictions of another model, or what is no prediction.
     """
-    sources = find_sources(inputs, out)
+    sources = find_sources(inputs, [out / name for name in RESULT_FOLDERS])
     frames = sum(count_frames(source.path) if source.is_video else 1 for source in sources)
     keep_maker(out, maker_of(model, segmenter))
     start_progress("predict", frames)
@@ -198,13 +199,22 @@ def keep_maker(out: Path, maker: dict[str, object]) -> None:
     """Write `out/made_by.json`.
 
     Raises:
-        InputError: It is there and says something else.
+        InputError: It is there and says something else, or is not there and results are: of whom nobody knows, perhaps
+            the labels of a data set.
     """
     path = out / MADE_BY_FILE
+    # looked at before the file that another call may be writing: it comes before the results
+    strange = next((file for name in RESULT_FOLDERS for file in (out / name).rglob("*")), None)
     if path.exists():
-        if json.loads(path.read_text()) != maker:
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: damaged ({error}); choose another --out, or delete the folder {out}") from None
+        if known != maker:
             raise InputError(f"{out}: holds predictions of another model or view ({path.name}); choose another --out")
         return
+    if strange:
+        raise InputError(f"{out}: no {path.name} says what made {strange}; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(json.dumps(maker, indent=1).encode())

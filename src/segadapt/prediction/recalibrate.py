@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segadapt.data.transforms import resize_image
 from segadapt.errors import InputError
-from segadapt.networks.deeplab import DeepLab
+from segadapt.networks.deeplab import OUTPUT_STRIDE, DeepLab
 from segadapt.networks.weights import read_metadata, save_network
 from segadapt.prediction.pictures import read_srgb
 
@@ -59,10 +59,18 @@ def recalibrate(network: DeepLab, images: Iterable[UInt8[Tensor, "1 3 H W"]]) ->
 def images_at(
     paths: Sequence[Path], size: tuple[int, int] | None, advance: Callable[[], None]
 ) -> Iterator[UInt8[Tensor, "1 3 H W"]]:
-    """Images one by one, resized to (height, width) or, with None, as they are; `advance` is called after each."""
+    """Images one by one, resized to (height, width) or, with None, as they are; `advance` is called after each.
+
+    Raises:
+        InputError: One cannot be read, or is so small that features have one value a channel, which has no variance.
+    """
     for path in paths:
         image = read_srgb(path)
         image = resize_image(image, size or (image.shape[0], image.shape[1]))
+        if max(image.shape[:2]) <= OUTPUT_STRIDE:
+            raise InputError(
+                f"{path}: {image.shape[0]}x{image.shape[1]} is too small for statistics of its own; leave it out"
+            )
         yield torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
         advance()
 

@@ -104,7 +104,7 @@ class Segmenter:
                 are; or an array in RGB.
 
         Raises:
-            InputError: The file cannot be read.
+            InputError: The file cannot be read, or the array is no 8-bit RGB image.
         """
         if isinstance(image, str | Path):
             image = read_srgb(Path(image))
@@ -114,7 +114,13 @@ class Segmenter:
 
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Iterator[Prediction]:
-        """Label several RGB images (H, W, 3), which may differ in size; what has one size is seen together."""
+        """Label several RGB images (H, W, 3), which may differ in size; what has one size is seen together.
+
+        Raises:
+            InputError: An array is no 8-bit RGB image.
+        """
+        for image in images:
+            refuse_no_rgb(image)
         canvases = [canvas_of((image.shape[0], image.shape[1]), self.tested_size, self.view) for image in images]
         parts = [part for image, canvas in zip(images, canvases, strict=True) for part in canvas.cut(image)]
         logits = iter(self._logits_of(parts))
@@ -133,6 +139,14 @@ class Segmenter:
             batch = np.stack(parts[first:last]).transpose(0, 3, 1, 2)
             logits += predict_logits(self.network, torch.from_numpy(np.ascontiguousarray(batch)))
         return logits
+
+
+def refuse_no_rgb(image: np.ndarray) -> None:
+    """Raises InputError for an array that is no 8-bit RGB image; of values from 0 to 1 the labels would be nonsense."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(
+            f"image: an array of {image.dtype} and shape {image.shape}; give uint8 RGB of shape (height, width, 3)"
+        )
 
 
 def tested_size_of(path: str | Path) -> tuple[int, int] | None:
