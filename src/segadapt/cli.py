@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + stopped.signum
     except KeyboardInterrupt:
         print(
-            "segadapt: interrupted; the same command continues from the last checkpoint (schedule.save_every), "
-            "or starts this training again if there is none",
+            "segadapt: interrupted; the same command goes on with the files that are there (a training from its last "
+            "checkpoint, schedule.save_every) or begins again if there are none",
             file=sys.stderr,
         )
         return 130

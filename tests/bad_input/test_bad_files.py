@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mistakes import SIZE, bytes_as, evaluate, link, noise, png, pseudo_label, refused, save, table, train
+from mistakes import SIZE, SPACE, bytes_as, evaluate, link, noise, png, pseudo_label, refused, save, table, train
 from PIL import Image
+
+from segadapt.config import NetworkConfig
+from segadapt.networks.weights import build_network, save_network
 
 ONE = np.ones(SIZE, np.uint8)
 
@@ -127,6 +130,15 @@ def test_bad_images(mistake, command, site, model, capsys):
 def test_bad_labels(mistake, site, model, capsys):
     mistake.make(site)
     refused(evaluate(model, site), site, mistake.words, capsys)
+
+
+def test_labels_of_no_class_of_the_model_give_no_score(site, tmp_path_factory, capsys):
+    one = SPACE.restrict([SPACE.names[1]])
+    model = tmp_path_factory.mktemp("one class") / "model.safetensors"
+    save_network(model, build_network(NetworkConfig("efficientnet_lite0", "random"), one, 0))
+    for file in (site / "labels").iterdir():
+        save(file, ONE * SPACE.ids[0][0])
+    refused(evaluate(model, site, "--json"), site, f"{site}: no pixel|{model} ({one.names[0]})", capsys)
 
 
 @table(

@@ -1,6 +1,7 @@
 """`segadapt predict` and `Segmenter`: what is written, from what, and that it is what `evaluate` scores."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,24 @@ def test_what_names_no_image_is_refused(model: Path, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "out").exists()
     assert "broken.png" in refused(capsys, model, tmp_path / "broken.png", *out)
     assert "batch_size" in refused(capsys, model, PHOTO, *out, "--batch_size", 0)
+
+
+def test_a_view_that_cannot_be_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, photo = write_model(tmp_path / "model.safetensors", size=None), write_photo(tmp_path / "1.png")
+    out = ("--out", tmp_path / "out")
+    assert "use --view whole" in refused(capsys, model, photo, *out, "--view", "windows")
+    assert predicted(capsys, model, photo, *out)["predicted"] == 1
+
+
+def test_what_an_interrupted_prediction_says(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # comes as Ctrl-C does
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        assert main(["predict", str(model), str(PHOTO.parent), "--out", str(tmp_path / "out")]) == 130
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert "interrupted; the same command goes on with the files that are there" in capsys.readouterr().err
 
 
 def test_a_stopped_run_continues(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

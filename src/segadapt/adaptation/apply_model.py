@@ -6,6 +6,7 @@ In: a model file, a domain. Out: a folder of label maps with `made_by.json`; or 
 import json
 from collections.abc import Container, Iterator
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,12 @@ def refuse_strange_labels(out: Path, images: ImageSet) -> None:
 def evaluate_model(
     model: Path, data: DataConfig, machine: Machine, restricted_argmax: bool = False, workers: int = 0
 ) -> dict[str, Any]:
-    """Score a model file on labelled data: the scores of result.json with the provenance the file carries."""
+    """Score a model file on labelled data: the scores of result.json with the provenance the file carries.
+
+    Raises:
+        InputError: wrong input, or no pixel has a class of the model.
+        Stopped: a signal asked to leave.
+    """
     network, data = load_network(model).to(machine.device), at_size_of(model, data)
     images, processes = find_pairs(data, labelled=True), machine.processes
     batches = evaluation_batches(
@@ -133,6 +139,11 @@ def evaluate_model(
         network, stoppable(batches, len(images), machine), restricted_argmax, processes, machine.terminal.advance
     )
     machine.terminal.finish_progress()
+    if isnan(scores.miou):
+        raise InputError(
+            f"{images.name}: no pixel of its labels has a class of {model} ({', '.join(network.label_space.names)}), "
+            "so there is no score; take other images"
+        )
     return {**scores.as_json(), **json.loads(read_metadata(model).get("provenance", "{}"))}
 
 

@@ -67,7 +67,7 @@ class Segmenter:
         batch_size: Images, or windows of images, that it sees at a time.
 
     Raises:
-        InputError: The batch size is below 1.
+        InputError: The batch size is below 1, or windows are asked for and the network has no tested size.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Segmenter:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size: {batch_size} is too small; use 1 or more")
+        canvas_of((1, 1), tested_size, view)  # a view that cannot be is refused here, before `predict` writes anything
         self.network = network.eval()
         self.tested_size = tested_size
         self.view: View = view
