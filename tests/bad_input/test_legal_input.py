@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mistakes import evaluate, noise, pseudo_label, save, train
+from mistakes import bytes_as, evaluate, noise, pseudo_label, save, snapshot, train
 from PIL import Image
 
 from image_files import write_16_bit_png
@@ -122,6 +122,31 @@ def test_odd_names_work(site, model, capsys):
     labelled = {path.relative_to(site / "out") for path in (site / "out").rglob("*.png")}
     assert labelled == {path.relative_to(site / "images") for path in (site / "images").rglob("*.png")}
     assert len(labelled) == count
+
+
+def test_finished_labels_are_read_and_what_is_missing_is_made(site, model, capsys):
+    def labelled() -> str:
+        assert main([*pseudo_label(model, site), "--json"]) == 0
+        return capsys.readouterr().out
+
+    said, before = labelled(), snapshot(site / "out")
+    assert labelled() == said
+    assert snapshot(site / "out") == before
+    for name in ("b.png", "thresholds.json"):
+        content = (site / "out" / name).read_bytes()
+        (site / "out" / name).unlink()
+        assert labelled() == said
+        assert (site / "out" / name).read_bytes() == content
+    (site / "out/thresholds.json").write_text("{}")
+    assert labelled() == said
+    bytes_as(site / "images" / "b.png", noise(), "PNG", 0.5)
+    assert main([*pseudo_label(model, site, f"--out={site}/part"), "--on_bad_image=skip"]) == 0
+    before = snapshot(site / "part")
+    assert main([*pseudo_label(model, site, f"--out={site}/part"), "--on_bad_image=skip"]) == 0
+    assert snapshot(site / "part") == before
+    capsys.readouterr()
+    assert main(pseudo_label(model, site, f"--out={site}/part")) == 2
+    assert "images/b.png" in capsys.readouterr().err
 
 
 def test_an_odd_root_works(site, model, capsys):

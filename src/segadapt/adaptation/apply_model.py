@@ -15,7 +15,7 @@ import torch
 from segadapt.adaptation.checkpoints import digest_of
 from segadapt.adaptation.domains import EVALUATION_BATCH, stoppable
 from segadapt.adaptation.machine import Machine
-from segadapt.adaptation.pseudo_labels import LabellingReport, label_images
+from segadapt.adaptation.pseudo_labels import COUNTED_FILE, THRESHOLDS_FILE, LabellingReport, label_images
 from segadapt.adaptation.run_folder import read_left
 from segadapt.config import DataConfig, OnBadImage, PseudoLabelConfig
 from segadapt.data.loading import EvaluationBatch, all_bad, evaluation_batches, fingerprint
@@ -37,7 +37,7 @@ def pseudo_label(
     machine: Machine,
     on_bad_image: OnBadImage = "fail",
 ) -> LabellingReport:
-    """Label the images of `data` with the network in `model`, Eq. (9), into `out`.
+    """Label the images of `data` with the network in `model`, Eq. (9), into `out`; finished labels are only read.
 
     Args:
         model: A file of weights.
@@ -66,6 +66,9 @@ def pseudo_label(
     }
     refuse_other_labels(out, made_by)
     refuse_strange_labels(out, images)
+    may_lack = on_bad_image == "skip"
+    if report := processes.share(finished_labels(out, images, may_lack) if processes.is_first else None):
+        return report
     bad: dict[int, str] = {}
 
     def note_bad(index: int, problem: str) -> None:
@@ -76,7 +79,7 @@ def pseudo_label(
     def read(known: Container[str], workers: int) -> Iterator[EvaluationBatch]:
         return evaluation_batches(
             images, network.label_space, data, EVALUATION_BATCH, workers, processes.rank, processes.count, known,
-            note_bad if on_bad_image == "skip" else None,
+            note_bad if may_lack else None,
         )  # fmt: skip
 
     def batches_without(known: Container[str]) -> Iterator[EvaluationBatch]:
@@ -93,11 +96,25 @@ def pseudo_label(
             file.write(json.dumps(made_by, indent=1).encode())
     names = [images.image_name(index) for index in range(processes.rank, len(images), processes.count)]
     machine.terminal.start_progress("pseudo-labels", 2 * len(names))
-    report = label_images(
-        network, names, batches_without, options, out, processes, machine.terminal.advance, on_bad_image == "skip"
-    )
+    report = label_images(network, names, batches_without, options, out, processes, machine.terminal.advance, may_lack)
     machine.terminal.finish_progress()
     return report
+
+
+def finished_labels(out: Path, images: ImageSet, may_lack: bool) -> LabellingReport | None:
+    """What a call that came to its end has left in `out`; None where something of it is missing.
+
+    `may_lack` says whether images without a label map are none that is missing: they could not be read.
+    """
+    path = out / THRESHOLDS_FILE
+    if not path.exists() or (out / COUNTED_FILE).exists():
+        return None
+    try:
+        report = LabellingReport(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError):  # changed since: made again
+        return None
+    labelled = sum((out / images.image_name(index)).exists() for index in range(len(images)))
+    return report if labelled == report.images and (may_lack or labelled == len(images)) else None
 
 
 def refuse_other_labels(out: Path, made_by: dict[str, Any]) -> None:
