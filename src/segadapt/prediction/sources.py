@@ -52,7 +52,7 @@ def find_sources(inputs: Sequence[str], results: Sequence[Path] = ()) -> tuple[S
     Raises:
         InputError: An input names nothing, or two results would have one name.
     """
-    aside = [folder.resolve() for folder in results]
+    aside = frozenset(folder.resolve() for folder in results)
     sources = [source for text in inputs for source in _sources_of(text, aside)]
     seen: dict[str, Path] = {}
     for source in sources:
@@ -84,7 +84,7 @@ def find_images(text: str) -> list[Path]:
     return images
 
 
-def _sources_of(text: str, aside: Sequence[Path] = ()) -> list[Source]:
+def _sources_of(text: str, aside: frozenset[Path] = frozenset()) -> list[Source]:
     path = Path(text).expanduser()
     if path.is_file():
         if path.suffix.lower() not in _SUFFIXES:
@@ -106,10 +106,10 @@ def _sources_of(text: str, aside: Sequence[Path] = ()) -> list[Source]:
     return [Source(file, file.relative_to(root).with_suffix("").as_posix()) for file in files]
 
 
-def _is_source(file: Path, root: Path, aside: Sequence[Path]) -> bool:
+def _is_source(file: Path, root: Path, aside: frozenset[Path]) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
     known = file.suffix.lower() in _SUFFIXES
-    return known and not hidden and not any(file.resolve().is_relative_to(folder) for folder in aside)
+    return known and not hidden and aside.isdisjoint(file.resolve().parents)
 
 
 def count_frames(path: Path) -> int:
