@@ -23,6 +23,7 @@ from segadapt.adaptation.step import TrainState, adaptation_step
 from segadapt.adaptation.training import run_training
 from segadapt.cli import main
 from segadapt.config import DataConfig, LossConfig, WarmUpConfig
+from segadapt.data.decoding import image_size
 from segadapt.data.loading import Batch
 from segadapt.errors import InputError
 from segadapt.evaluation.label_free import HIGHER_IS_BETTER
@@ -258,3 +259,34 @@ def test_without_test_images_it_adapts_and_scores_nothing(tmp_path: Path, capsys
     with pytest.raises(InputError, match=r"pseudo_labels\.model: 'best'"):
         adapt(best, tmp_path / "other", Machine(CPU, Terminal()))
     assert not (tmp_path / "other").exists()
+
+
+def test_with_a_crop_images_of_any_size_are_trained_on_labelled_and_scored(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    data = few(tmp_path / "data", 3)
+    for file in data.glob("*/*/*/*.*"):
+        with Image.open(file) as whole:
+            picture = whole.resize((76, 60) if file.stem.endswith("1") else (64, 48), Image.Resampling.NEAREST)
+        file.unlink()
+        picture.save(file)
+    experiment = tiny(data, steps=1)
+    own = {name: replace(getattr(experiment, name), size=None) for name in ("source", "target", "test")}
+    experiment = replace(experiment, **own, augmentation=replace(experiment.augmentation, crop=(48, 64)))
+    result = adapt(experiment, tmp_path / "run", Machine(CPU, Terminal(quiet=True)))
+    sizes = {image_size(path) for path in (tmp_path / "run" / "pseudo_labels").glob("*.png")}
+    assert sizes == {(48, 64), (60, 76)}
+    scores = evaluate_model(tmp_path / "run" / "model.safetensors", own["test"], Machine(CPU, Terminal(quiet=True)))
+    assert (scores["images"], scores["miou"]) == (3, result["miou"])
+
+
+def test_test_images_of_other_classes_are_refused_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    data = few(tmp_path / "data", 2)
+    text = (data / "label_space.yaml").read_text().replace("name: ", "name: other ")
+    (data / "adverse" / "val" / "label_space.yaml").write_text(text)
+    experiment = tiny(data)
+    for name in ("test", "validation"):
+        other = replace(experiment.test, root=str(data / "adverse" / "val"), split="")
+        with pytest.raises(InputError, match=f"^{name}: label spaces other streets11 .* no class name in common"):
+            run_training(replace(experiment, **{name: other}), tmp_path / "run", Machine(CPU, Terminal(quiet=True)), "")
+        assert not (tmp_path / "run").exists()

@@ -195,6 +195,8 @@ def test_images_of_several_sizes_need_a_size_or_a_crop(domain):
     assert cropped.images.shape == (IMAGES, 3, 20, 20)
     shapes = {batch.images.shape[2:] for batch in batches(domain, IMAGES, batch_size=1, augmentation=NONE)}
     assert shapes == {(24, 32), (30, 30)}
+    evaluated = evaluation_batches(find_pairs(domain, True), STREETS11, domain, 4, 0)
+    assert {batch.images.shape[2:] for batch in evaluated} == shapes, "a score needs neither"
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,20 @@ def trained_space(experiment: Experiment, source: ImageSet, target: ImageSet) ->
     return space.restrict(experiment.classes) if experiment.classes else space
 
 
+def refuse_unscorable(name: str, images: ImageSet, space: LabelSpace) -> None:
+    """Raises InputError where the labels of a domain have none of the trained classes: nothing could be scored."""
+    try:
+        common(images.space, space)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
 def stoppable(batches: Iterator[EvaluationBatch], images: int, machine: Machine) -> Iterator[EvaluationBatch]:
     """The batches of this process; before each, all processes leave if one was told to.
 
-    A process with fewer batches than the others asks as often as they do.
+    A process with fewer batches than the others asks as often as they do: once for each image that one of them has.
     """
-    rounds = ceil(ceil(images / machine.processes.count) / EVALUATION_BATCH)
-    for _ in range(rounds):
+    for _ in range(ceil(images / machine.processes.count)):
         machine.leave_if_stopped()
         batch = next(batches, None)
         if batch is not None:

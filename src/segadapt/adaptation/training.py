@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from segadapt.adaptation.checkpoints import restore
-from segadapt.adaptation.domains import EVALUATION_BATCH, find_domain, stoppable, trained_space
+from segadapt.adaptation.domains import EVALUATION_BATCH, find_domain, refuse_unscorable, stoppable, trained_space
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.run_folder import (
     CONFIG_FILE,
@@ -86,6 +86,9 @@ def run_training(
     held_out = experiment.validation if experiment.validation.root else replace(experiment.source, translated="")
     validation = find_domain("validation", held_out, labelled=True)
     space = trained_space(experiment, source, target)
+    for name, images in (("test", test), ("validation", validation)):
+        if images:
+            refuse_unscorable(name, images, space)  # the first evaluation would, after all the steps before it
     left_out = [name for name in source.space.names if name not in space.names]
     if left_out:
         terminal.say(f"trained on the {space.num_classes} classes in common; left out: {', '.join(left_out)}")

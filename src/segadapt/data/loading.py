@@ -268,7 +268,7 @@ def evaluation_batches(
         image_set: Where the files are; without labels, all labels are 255 at the image's own size.
         space: Classes that are scored; labels of all others become 255.
         data_config: For the size that images, not labels, are resized to.
-        batch_size: Images a batch; the last may be smaller.
+        batch_size: Images a batch; the last may be smaller. Without a size, where images may differ, they come singly.
         workers: Processes that read ahead; 0 reads in this one.
         rank: Number of this process.
         processes: Processes that share the set; each reads every `processes`-th image.
@@ -278,9 +278,11 @@ def evaluation_batches(
             is an error.
 
     Raises:
-        InputError: A file is wrong, or the images of a batch differ in size.
+        InputError: A file is wrong.
     """
     _check_batches(batch_size, workers)
+    if data_config.size is None:
+        batch_size = 1
     indices = range(rank, len(image_set), processes)
     batches = (tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size))
     groups = (group for group in batches if not all(image_set.image_name(index) in skip for index in group))
