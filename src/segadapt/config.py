@@ -77,7 +77,7 @@ class AugmentationConfig:
 
     Args:
         flip: Probability of a horizontal flip.
-        scale: Smallest and largest factor of a random resize before the crop.
+        scale: Smallest and largest factor of a random resize before the crop, without which a batch is one image.
         crop: (height, width) cut from the image at random; null trains on whole images.
         colour_jitter: Largest relative change of brightness, contrast and saturation (and a tenth of it of hue).
     """
@@ -511,6 +511,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         refuse_wrong_seed(self.seed)
+        smallest, largest = self.augmentation.scale
+        if smallest != largest and self.augmentation.crop is None and self.schedule.batch_size > 1:
+            raise InputError(
+                f"augmentation.scale: {[smallest, largest]} gives each image of a batch another size; set "
+                "augmentation.crop, or schedule.batch_size 1"
+            )
         if self.source.translated and self.translation.method != "off":
             raise InputError(
                 f"translation.method: {self.translation.method} would translate the images of source.translated "

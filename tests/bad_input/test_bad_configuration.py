@@ -85,6 +85,7 @@ WEIGHTS = [field.name for field in fields(LossConfig) if field.name != "gan"]
         ("schedule.workers=-1", "workers: -1"),
         ("schedule.batch_size=-2", "batch_size: -2"),
         ("augmentation.scale=[2, 1]", "augmentation.scale"),
+        ("augmentation.scale=[0.5, 1]", "augmentation.scale: [0.5, 1.0] gives each image of a batch another size"),
         ("augmentation.crop=[0, 5]", "augmentation.crop"),
         ("augmentation.colour_jitter=-1", "augmentation.colour_jitter"),
         ("target.size=[0, 5]", "size: [0, 5]"),
