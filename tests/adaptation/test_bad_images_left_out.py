@@ -117,6 +117,21 @@ def test_images_that_are_all_bad_are_an_error(data):
         stream(data, 1)
 
 
+def test_a_label_file_that_was_never_there_leaves_its_pair_out(data, tmp_path):
+    missing = sorted((data / "clear" / "train" / "labels").iterdir())[4]
+    missing.unlink()
+    config = DataConfig(root=str(data / "clear"), split="train", size=(48, 64))
+    with pytest.raises(InputError, match=r"is missing \(1 of 6 are\)"):
+        find_pairs(config, labelled=True)
+    images = find_pairs(config, labelled=True, skip_bad=True)
+    assert images.labels[4] == missing
+    experiment = replace(experiment_of(data, 4), translation=TranslationConfig())
+    result = run_training(experiment, tmp_path / "run", MACHINE, "")
+    found = {line["bad_image"][2] for line in bad_images(tmp_path / "run")}
+    assert f"{missing}: label file is missing; restore it" in found
+    assert result["bad_images"] == 4
+
+
 def experiment_of(data: Path, steps: int = 3) -> Experiment:
     experiment = tiny(data, steps)
     schedule = replace(experiment.schedule, on_bad_image="skip", batch_size=2, evaluate_every=0)

@@ -289,4 +289,7 @@ def test_test_images_of_other_classes_are_refused_before_the_training(tmp_path: 
         other = replace(experiment.test, root=str(data / "adverse" / "val"), split="")
         with pytest.raises(InputError, match=f"^{name}: label spaces other streets11 .* no class name in common"):
             run_training(replace(experiment, **{name: other}), tmp_path / "run", Machine(CPU, Terminal(quiet=True)), "")
+        if name == "test":
+            with pytest.raises(InputError, match="no class name in common"):
+                adapt(replace(experiment, test=other), tmp_path / "run", Machine(CPU, Terminal(quiet=True)))
         assert not (tmp_path / "run").exists()

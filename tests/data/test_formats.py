@@ -263,6 +263,11 @@ def test_gta5_reads_mixed_sizes_and_leaves_out_broken_pairs(tmp_path, caplog):
     assert "left out 1 images without a label and 2 with a label of another size; 3 pairs remain" in record.getMessage()
     assert classes(found, 2) == ROW
     assert len(find_pairs(DataConfig("gta5", str(tmp_path)), False)) == 6
+    (tmp_path / "labels" / "00005.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"labels/00005\.png: cannot be read as image"):
+        find_pairs(DataConfig("gta5", str(tmp_path)), True)
+    left = find_pairs(DataConfig("gta5", str(tmp_path)), True, skip_bad=True)
+    assert left.images == found.images, "it is counted when it is read"
 
 
 def test_gta5_at_its_true_sizes_reaches_the_network_at_one_size_with_picked_labels(tmp_path):

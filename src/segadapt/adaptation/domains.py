@@ -17,10 +17,10 @@ from segadapt.errors import InputError
 EVALUATION_BATCH = 4
 
 
-def find_domain(name: str, data: DataConfig, labelled: bool) -> ImageSet:
+def find_domain(name: str, data: DataConfig, labelled: bool, skip_bad: bool = False) -> ImageSet:
     """`find_pairs`, whose errors say which domain they are about."""
     try:
-        return find_pairs(data, labelled)
+        return find_pairs(data, labelled, skip_bad)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 

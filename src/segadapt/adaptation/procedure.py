@@ -11,7 +11,7 @@ from typing import Any
 
 from segadapt.adaptation.apply_model import pseudo_label
 from segadapt.adaptation.apply_translation import apply_translation
-from segadapt.adaptation.domains import find_domain, trained_space
+from segadapt.adaptation.domains import find_domain, refuse_unscorable, trained_space
 from segadapt.adaptation.fit_translation import GENERATOR_FILE, fit_translation
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.pseudo_labels import THRESHOLDS_FILE
@@ -180,16 +180,17 @@ def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes,
     Raises:
         InputError: the input is not there; then nothing is written.
     """
-    source = find_domain("source", experiment.source, labelled=True)
+    skip_bad = experiment.schedule.on_bad_image == "skip"
+    source = find_domain("source", experiment.source, labelled=True, skip_bad=skip_bad)
     target = find_domain("target", experiment.target, labelled=False)
+    space = trained_space(experiment, source, target)
     if experiment.test.root:
-        find_domain("test", experiment.test, labelled=True)
+        refuse_unscorable("test", find_domain("test", experiment.test, labelled=True), space)
     elif experiment.pseudo_labels.model == "best":
         raise InputError("pseudo_labels.model: 'best' is chosen on test labels, and test.root is empty; use 'selected'")
     if experiment.pseudo_labels.model == "selected" and not experiment.selection.images:
         raise InputError("pseudo_labels.model: 'selected' needs scores without labels; set selection.images above 0")
     refuse_wrong_generator(experiment)
-    space = trained_space(experiment, source, target)
     if processes.is_first:
         if start is None and not (run_dir / EXPERIMENT_FILE).exists():
             build_network(experiment.network, space, experiment.seed)  # weights that do not fit are found out here

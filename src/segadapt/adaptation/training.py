@@ -79,12 +79,13 @@ def run_training(
     schedule = experiment.schedule
     uses_target = adapts_to_target(experiment.loss, experiment.network.batch_norm)
     of_source = replace(experiment.source, translated=str(translated)) if translated else experiment.source
-    source = find_domain("source", of_source, labelled=True)
+    skip_bad = schedule.on_bad_image == "skip"
+    source = find_domain("source", of_source, labelled=True, skip_bad=skip_bad)
     target = find_domain("target", experiment.target, labelled=False)
     test = find_domain("test", experiment.test, labelled=True) if experiment.test.root else None
     # the originals, in any case: a translated image is no image of the source
     held_out = experiment.validation if experiment.validation.root else replace(experiment.source, translated="")
-    validation = find_domain("validation", held_out, labelled=True)
+    validation = find_domain("validation", held_out, labelled=True, skip_bad=skip_bad)
     space = trained_space(experiment, source, target)
     for name, images in (("test", test), ("validation", validation)):
         if images:
@@ -93,7 +94,6 @@ def run_training(
     if left_out:
         terminal.say(f"trained on the {space.num_classes} classes in common; left out: {', '.join(left_out)}")
 
-    skip_bad = schedule.on_bad_image == "skip"
     bad = {
         name: torch.zeros(len(images), dtype=torch.int64) for name, images in (("source", source), ("target", target))
     }

@@ -31,8 +31,9 @@ UNREADABLE_SUFFIX = ".unreadable"  # of a file that says why an image has no tra
 SPACE_FILES = ("label_space.yaml", "classes.yaml")
 _Stars = tuple[str, ...]  # what the stars of a pattern stand for in the path of one image
 _PROBED_LABELS = 8
-# which label files a set is to have: none, one for every image, or those that are there
-_Wanted = Literal["none", "all", "found"]
+# which label files a set is to have: none, one for every image, one for every image whether it exists or not, or those
+# that are there
+_Wanted = Literal["none", "all", "named", "found"]
 _DOUBTFUL_SHARE = 0.25  # of pixels in no class; a tenth is usual in Cityscapes, a third in files of other ids
 
 
@@ -87,12 +88,14 @@ class ImageSet:
         return self.translations.get(self.image_name(index), self.images[index])
 
 
-def find_pairs(config: DataConfig, labelled: bool) -> ImageSet:
+def find_pairs(config: DataConfig, labelled: bool, skip_bad: bool = False) -> ImageSet:
     """Finds the files of a domain.
 
     Args:
         config: The domain.
         labelled: Whether its labels are to be read. If not, they need not exist and are not looked at.
+        skip_bad: Whether who reads the pairs leaves out those of which a file is missing or damaged. Then a missing
+            label file is no error here, but the path of its pair all the same.
 
     Returns:
         At least one image, sorted by name.
@@ -100,7 +103,8 @@ def find_pairs(config: DataConfig, labelled: bool) -> ImageSet:
     Raises:
         InputError: A folder or file is missing, or the first labels do not hold the ids of the label space.
     """
-    image_set = _find(config, "all" if labelled else "none")
+    wanted = "named" if skip_bad else "all"
+    image_set = _find(config, wanted if labelled else "none")
     if labelled:
         _probe_labels(image_set)
     return image_set
@@ -264,6 +268,8 @@ def _labels(pattern: _Pattern, images: dict[_Stars, Path], wanted: _Wanted) -> d
             f"{images[missing[0]]}: its label {pattern.file(missing[0], LABEL_SUFFIX)} is missing "
             f"({len(missing)} of {len(images)} are); add it or remove the image"
         )
+    if wanted == "named":
+        labels |= {stars: pattern.file(stars, LABEL_SUFFIX) for stars in missing}
     return labels
 
 
@@ -368,7 +374,8 @@ def _folder(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
             f"labels: '{label_pattern.text}' has {label_pattern.stars} *, but images: '{image_pattern.text}' has "
             f"{image_pattern.stars}; write as many in both, they stand for the same text"
         )
-    if not (wanted == "all" or config.images or image_pattern.folder.is_dir()) and files_below(folder, IMAGE_SUFFIXES):
+    plain = wanted in ("none", "found") and not config.images and not image_pattern.folder.is_dir()
+    if plain and files_below(folder, IMAGE_SUFFIXES):
         image_pattern = _Pattern(folder, "*")  # plain photographs, without the folders of a labelled set
     images = _images(image_pattern)
     labels = _labels(label_pattern, images, wanted)
@@ -400,7 +407,7 @@ def _gta5(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
         return _image_set(config, space, image_pattern.folder, images, labels)
     # The published set has images without a label and labels of another size, which nobody can repair.
     paired = {stars: image for stars, image in images.items() if stars in labels}
-    equal = {stars: image for stars, image in paired.items() if image_size(image) == image_size(labels[stars])}
+    equal = {stars: image for stars, image in paired.items() if _same_size(image, labels[stars], wanted)}
     if not equal:
         raise InputError(
             f"{label_pattern.folder}: holds a label of the name and size of none of the {len(images)} images "
@@ -412,6 +419,16 @@ def _gta5(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
             root, len(images) - len(paired), len(paired) - len(equal), len(equal),
         )  # fmt: skip
     return _image_set(config, space, image_pattern.folder, equal, labels)
+
+
+def _same_size(image: Path, label: Path, wanted: _Wanted) -> bool:
+    """Whether both have one size; also where a file cannot be read, which is then left out when its pixels are."""
+    try:
+        return image_size(image) == image_size(label)
+    except UnreadableFileError:
+        if wanted == "named":
+            return True
+        raise
 
 
 def _synthia(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
