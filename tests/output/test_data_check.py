@@ -175,6 +175,55 @@ def test_one_missing_domain_leaves_the_others_checked(tmp_path: Path) -> None:
     ]
 
 
+def test_test_and_validation_may_be_left_out_and_are_checked_where_they_are_not(tmp_path: Path) -> None:
+    experiment = yard(tmp_path)
+    check, sets = check_data(replace(experiment, test=DataConfig()))
+    assert texts(check, stops=True) == []
+    assert set(sets) == {"source", "target"}
+    validation = DataConfig(root=str(tmp_path / "held_out"))
+    assert "held_out" in texts(check_data(replace(experiment, validation=validation))[0], stops=True)[0]
+    pair(tmp_path / "held_out", "v", np.ones((32, 64)))
+    stopping = texts(check_data(replace(experiment, validation=validation))[0], stops=True)
+    assert [text for text in stopping if text.startswith("validation: ") and "v.png: is 32x64" in text]
+
+
+def test_scored_images_of_other_classes_or_sizes(tmp_path: Path) -> None:
+    experiment = yard(tmp_path)
+    pair(tmp_path / "test", "wide", np.ones((64, 96)), size=(64, 96))
+    assert texts(check_data(experiment)[0], stops=True) == [], "they are scored one after another"
+    (tmp_path / "test" / "label_space.yaml").write_text(SPACE.replace("name: ", "name: other "))
+    (stopping,) = texts(check_data(experiment)[0], stops=True)
+    assert "test: label spaces other yard (other ground" in stopping
+
+
+def test_labels_of_the_target_stop_nothing(tmp_path: Path) -> None:
+    experiment = yard(tmp_path)
+    (tmp_path / "target" / "labels").mkdir()
+    Image.new("RGB", SIZE).save(tmp_path / "target" / "labels" / "t.png")
+    check, _ = check_data(experiment)
+    assert texts(check, stops=True) == []
+    assert any("t.png: is a colour picture" in text for text in texts(check, stops=False))
+    assert check.domains["target"].image_sizes == {"64x64": 1}
+    (tmp_path / "target" / "images" / "t.png").write_bytes(b"")
+    assert any("t.png: cannot be read" in text for text in texts(check_data(experiment)[0], stops=True))
+
+
+def test_what_a_training_skips_does_not_stop_it(tmp_path: Path) -> None:
+    experiment = yard(tmp_path)
+    experiment = replace(experiment, schedule=replace(experiment.schedule, on_bad_image="skip"))
+    pair(tmp_path / "source", "c", None)
+    (tmp_path / "source" / "images" / "a.png").write_bytes(b"")
+    check, _ = check_data(experiment)
+    assert texts(check, stops=True) == []
+    assert len([text for text in texts(check, stops=False) if "a.png: cannot" in text or "1 of 3 images" in text]) == 2
+    Image.new("RGB", SIZE).save(tmp_path / "source" / "labels" / "b.png")
+    (tmp_path / "test" / "images" / "x.png").write_bytes(b"")
+    (tmp_path / "target" / "images" / "t.png").write_bytes(b"")
+    stopping = texts(check_data(experiment)[0], stops=True)
+    for words in ("b.png: is a colour", "target: none of its 1 images can be used", "x.png: cannot be read"):
+        assert any(words in text for text in stopping), words
+
+
 def test_classes_that_are_not_trained_or_not_known(tmp_path: Path) -> None:
     experiment = yard(tmp_path)
     check, _ = check_data(replace(experiment, classes=("ground", "barrel")))

@@ -12,22 +12,23 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, UInt8, UInt16
 from torch.utils.data import DataLoader, Dataset
 
-from segadapt.adaptation.domains import EVALUATION_BATCH
-from segadapt.config import AugmentationConfig, DataConfig, Experiment, MatchingConfig, NetworkConfig
+from segadapt.adaptation.domains import refuse_unscorable
+from segadapt.config import AugmentationConfig, DataConfig, Experiment, NetworkConfig
 from segadapt.data.decoding import read_image, read_raw_ids, upright_size
 from segadapt.data.label_spaces import IGNORE, RAW_IDS, LabelSpace, common, remap
 from segadapt.data.readers import ImageSet, find_pairs, find_what_is_there
 from segadapt.data.transforms import augment
-from segadapt.errors import InputError
+from segadapt.errors import InputError, UnreadableFileError
 from segadapt.matching import region_means, shrink_labels
 from segadapt.networks.deeplab import DeepLab
 from segadapt.networks.normalisation import IMAGENET_RGB
 
-Domain = Literal["source", "target", "test"]
-DOMAINS: tuple[Domain, ...] = ("source", "target", "test")
+Domain = Literal["source", "target", "test", "validation"]
+DOMAINS: tuple[Domain, ...] = ("source", "target", "test", "validation")
+SCORED: tuple[Domain, ...] = ("test", "validation")  # both may be left out
 Size = tuple[int, int]
 T = TypeVar("T")
 
@@ -148,72 +149,89 @@ class DataCheck:
 
 @dataclass(frozen=True)
 class PairCount:
-    """What one image and its label hold, as a worker process counts it; `bad` says what is wrong with a file."""
+    """What one image and its label hold, as a worker process counts it.
+
+    `bad` says what is wrong with a file, and `stops` whether a training would end with that.
+    """
 
     index: int
     bad: str | None = None
+    stops: bool = False
     image_size: Size | None = None
     feature_size: Size | None = None
     raw_ids: tuple[tuple[int, int], ...] = ()
     regions: tuple[tuple[int, int], ...] = ()
 
 
+class _OtherSizeError(InputError):
+    """A label has another size than its image."""
+
+
 class PairCounter(Dataset[PairCount]):
     """Counts one pair by its index: decodes both files whole, then goes the way of a training sample.
 
     Args:
+        name: Of the domain.
         images: The set; pairs whose label is None have only their image looked at.
         space: Trained classes.
-        data: For the size that images are trained at.
-        augmentation: Random scale and crop, drawn once for each image.
-        network: For the size of its features.
-        matching: How regions are found.
-        seed: Of the random scale and crop.
+        experiment: For the size that images are trained at, random scale and crop (drawn once for each image), the size
+            of the features, how regions are found, and what stops a training.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        space: LabelSpace,
-        data: DataConfig,
-        augmentation: AugmentationConfig,
-        network: NetworkConfig,
-        matching: MatchingConfig,
-        seed: int,
-    ) -> None:
+    def __init__(self, name: Domain, images: ImageSet, space: LabelSpace, experiment: Experiment) -> None:
+        data: DataConfig = getattr(experiment, name)
+        augmentation = AugmentationConfig() if name in SCORED else experiment.augmentation
         self.images = images
         self.space = space
         self.table = remap(images.space, space)[images.table]
         self.size = data.size
         # neither flips nor colours change what is counted
         self.augmentation = replace(augmentation, flip=0.0, colour_jitter=0.0)
-        self.matching = matching
-        self.seed = seed
-        self.network = network
+        self.matching = experiment.matching
+        self.seed = experiment.seed
+        self.network = experiment.network
+        self.reads_labels = name != "target"
+        self.skips = skips_bad(name, experiment)
+        self.leaves_out = leaves_out(data)
 
     def __getitem__(self, index: int) -> PairCount:
         try:
-            return self._count(index)
+            image = read_image(self.images.file(index))
+            size = upright_size(self.images.images[index]) if self.images.translations else image.shape[:2]
         except InputError as error:
-            return PairCount(index, bad=str(error))
-
-    def _count(self, index: int) -> PairCount:
-        image = read_image(self.images.file(index))
-        size = upright_size(self.images.images[index]) if self.images.translations else image.shape[:2]
+            return PairCount(index, bad=str(error), stops=not self._skipped(error))
+        size = (size[0], size[1])
         path = self.images.labels[index]
-        if path is None:
-            raw_ids = None
-            labels = np.full(size, IGNORE, np.uint8)
-        else:
-            raw_ids = read_raw_ids(path)
-            if raw_ids.shape != size:
-                raise InputError(f"{path}: is {by(raw_ids.shape)}, its image is {by(size)}; replace or remove the pair")
-            labels = self.table[raw_ids]
+        try:
+            raw_ids = None if path is None else read_raw_ids(path)
+            if raw_ids is not None and raw_ids.shape != size:
+                raise _OtherSizeError(
+                    f"{path}: is {by(raw_ids.shape)}, its image is {by(size)}; replace or remove the pair"
+                )
+        except InputError as error:
+            if self.reads_labels:
+                return PairCount(index, bad=str(error), stops=not self._skipped(error))
+            return replace(self._count(index, image, size, None), bad=str(error))
+        return self._count(index, image, size, raw_ids)
+
+    def _skipped(self, error: InputError) -> bool:
+        if isinstance(error, UnreadableFileError):
+            return self.skips
+        return self.leaves_out and isinstance(error, _OtherSizeError)
+
+    def _count(
+        self,
+        index: int,
+        image: UInt8[np.ndarray, "h w 3"],
+        size: Size,
+        raw_ids: UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"] | None,
+    ) -> PairCount:
+        labels = np.full(size, IGNORE, np.uint8) if raw_ids is None else self.table[raw_ids]
         _, labels = augment(image, labels, self.size, self.augmentation, np.random.default_rng([self.seed, index]))
         small = feature_size(self.network, self.space, (labels.shape[0], labels.shape[1]))
         return PairCount(
             index,
-            image_size=(size[0], size[1]),
+            image_size=size,
             feature_size=small,
             raw_ids=() if raw_ids is None else counted(raw_ids),
             regions=() if raw_ids is None else self._regions(labels, small),
@@ -226,6 +244,16 @@ class PairCounter(Dataset[PairCount]):
             torch.zeros(1, 1, *size), small, self.space, options.max_instances, options.connectivity, options.min_area
         )
         return counted(regions.class_index.numpy())
+
+
+def skips_bad(name: Domain, experiment: Experiment) -> bool:
+    """Whether a training leaves out images of the domain of which a file is missing or damaged."""
+    return name != "test" and experiment.schedule.on_bad_image == "skip"
+
+
+def leaves_out(data: DataConfig) -> bool:
+    """Whether the reader leaves out images without a label of their size: published GTA5 has some."""
+    return data.reader == "gta5"
 
 
 def counted(values: Integer[np.ndarray, "*size"]) -> tuple[tuple[int, int], ...]:
@@ -276,9 +304,10 @@ def check_data(
     good: dict[Domain, ImageSet] = {}
     for name, images in sets.items():
         start(name, len(images))
-        pairs = list(_count_all(_counter(name, images, space or images.space, experiment), workers, advance))
+        counter = PairCounter(name, images, space or images.space, experiment)
+        pairs = list(_count_all(counter, workers, advance))
         domains[name] = summary(images, space or images.space, pairs)
-        findings += findings_of_domain(name, domains[name], experiment)
+        findings += findings_of_domain(name, domains[name], pairs, experiment)
         usable = [pair.index for pair in pairs if pair.bad is None]
         good[name] = replace(
             images,
@@ -294,6 +323,8 @@ def check_data(
 
 def _find(name: Domain, experiment: Experiment, findings: list[Finding]) -> ImageSet | None:
     config: DataConfig = getattr(experiment, name)
+    if name in SCORED and not config.root:
+        return None
     try:
         return find_what_is_there(config)
     except InputError as error:
@@ -318,15 +349,14 @@ def _trained_space(experiment: Experiment, sets: dict[Domain, ImageSet], finding
         findings.append(Finding(True, "", str(error)))
         return None
     for name, images in sets.items():
+        if name in SCORED:
+            try:
+                refuse_unscorable(name, images, space)
+            except InputError as error:
+                findings.append(Finding(True, "", str(error)))
         if left_out := [member for member in images.space.names if member not in space.names]:
             findings.append(Finding(False, name, f"classes that are not trained: {', '.join(left_out)}"))
     return space
-
-
-def _counter(name: Domain, images: ImageSet, space: LabelSpace, experiment: Experiment) -> PairCounter:
-    augmentation = AugmentationConfig() if name == "test" else experiment.augmentation
-    data: DataConfig = getattr(experiment, name)
-    return PairCounter(images, space, data, augmentation, experiment.network, experiment.matching, experiment.seed)
 
 
 def _count_all(counter: PairCounter, workers: int, advance: Callable[[], None]) -> Iterator[PairCount]:
@@ -386,8 +416,8 @@ def summary(images: ImageSet, space: LabelSpace, pairs: Sequence[PairCount]) -> 
             str(image) for image, label in zip(images.images, images.labels, strict=True) if label is None
         ),
         bad_files=tuple(pair.bad for pair in pairs if pair.bad is not None),
-        image_sizes=_sizes(pair.image_size for pair in good),
-        feature_sizes=_sizes(pair.feature_size for pair in good),
+        image_sizes=_sizes(pair.image_size for pair in pairs),
+        feature_sizes=_sizes(pair.feature_size for pair in pairs),
         ids=tuple(IdCount(raw, known[raw], int(pixels[raw]), int(images_with_id[raw])) for raw in met),
         classes=tuple(
             ClassCount(
@@ -407,12 +437,12 @@ def _sizes(sizes: Iterable[Size | None]) -> dict[str, int]:
     return {by(size): count for size, count in Counter(sizes).most_common() if size}
 
 
-def findings_of_domain(name: Domain, domain: DomainCheck, experiment: Experiment) -> list[Finding]:
+def findings_of_domain(
+    name: Domain, domain: DomainCheck, pairs: Sequence[PairCount], experiment: Experiment
+) -> list[Finding]:
     """What the files of one domain say; bad files and missing labels stop a training that reads them."""
     data: DataConfig = getattr(experiment, name)
     needs_labels = name != "target"
-    # published GTA5 has pairs that nobody can repair, so its reader leaves them out
-    leaves_out = data.reader == "gta5"
     findings: list[Finding] = []
 
     def find(stops: bool, text: str) -> None:
@@ -420,12 +450,15 @@ def findings_of_domain(name: Domain, domain: DomainCheck, experiment: Experiment
 
     if needs_labels and domain.missing_labels:
         count = f"{len(domain.missing_labels)} of {domain.images} images have no label file"
-        stops = not leaves_out or domain.pairs == 0
+        stops = not (leaves_out(data) or skips_bad(name, experiment))
         find(stops, f"{count}, the first is {domain.missing_labels[0]}; add the labels or remove the images")
     elif 0 < len(domain.missing_labels) < domain.images:
         find(False, f"{len(domain.missing_labels)} of {domain.images} images have no label file (none is needed)")
-    for line in domain.bad_files:
-        find(not (leaves_out and "its image is" in line), line)
+    for pair in pairs:
+        if pair.bad is not None:
+            find(pair.stops, pair.bad)
+    if not (domain.pairs if needs_labels else domain.image_sizes) and not any(finding.stops for finding in findings):
+        find(True, f"none of its {domain.images} images can be used; replace what is missing or damaged")
     if needs_labels and domain.pairs and not any(entry.name for entry in domain.ids):
         find(True, "no id in the label files is one of the label space; set label_space to the one of these files")
     unknown = [entry for entry in domain.ids if entry.name is None and entry.id != IGNORE]
@@ -438,9 +471,8 @@ def findings_of_domain(name: Domain, domain: DomainCheck, experiment: Experiment
         find(
             False, f"{100 * share:.2g} % of the pixels are of no class and will be ignored: ids {listed}{more}{advice}"
         )
-    batch = EVALUATION_BATCH if name == "test" else experiment.schedule.batch_size
-    cropped = name != "test" and experiment.augmentation.crop is not None
-    if len(domain.image_sizes) > 1 and data.size is None and not cropped and batch > 1:
+    batched = name not in SCORED and experiment.augmentation.crop is None and experiment.schedule.batch_size > 1
+    if len(domain.image_sizes) > 1 and data.size is None and batched:
         find(True, f"images have {len(domain.image_sizes)} sizes; set {name}.size, for batches need one")
     return findings
 
