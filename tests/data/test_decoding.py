@@ -9,7 +9,7 @@ from PIL import Image
 
 from image_files import write_16_bit_png, write_image
 from segadapt.data.decoding import image_size, read_image, read_raw_ids
-from segadapt.errors import InputError
+from segadapt.errors import InputError, UnreadableFileError
 
 
 def test_images_of_every_kind_become_upright_rgb(tmp_path):
@@ -121,3 +121,5 @@ def test_unreadable_files_are_named(tmp_path):
             read_image(tmp_path / name)
     with pytest.raises(InputError, match=r"absent\.png: label file is missing"):
         read_raw_ids(tmp_path / "absent.png")
+    with pytest.raises(UnreadableFileError, match=r"name\.png: cannot be read as image \(.*too long"):
+        read_image(tmp_path / f"{'long' * 100}name.png")  # the system refuses to look, as in a folder of no permission

@@ -72,6 +72,19 @@ def test_folder_finds_its_label_space_in_root_or_above(place, tmp_path):
     assert train_ids(found, 0) == [0]
 
 
+def test_the_folder_above_a_link_is_the_one_it_lies_in_or_leads_to(tmp_path, monkeypatch):
+    write_image(tmp_path / "photographs" / "a.jpg")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "target").symlink_to(tmp_path / "photographs")
+    text = "name: mine\nclasses:\n- {name: floor, kind: stuff, colour: [1, 2, 3], ids: [40]}\n"
+    (tmp_path / "label_space.yaml").write_text(text.replace("mine", "led to"))
+    assert find_pairs(DataConfig(root=str(tmp_path / "site" / "target")), False).space.name == "led to"
+    (tmp_path / "site" / "label_space.yaml").write_text(text)
+    assert find_pairs(DataConfig(root=str(tmp_path / "site" / "target")), False).space.name == "mine"
+    monkeypatch.chdir(tmp_path / "site" / "target")
+    assert find_pairs(DataConfig(root="."), False).space.name == "led to", "no shell is there to say how we came here"
+
+
 def test_folder_without_a_label_space_says_what_to_write(tmp_path):
     write_image(tmp_path / "images" / "a.jpg")
     with pytest.raises(InputError, match=r"label_space\.yaml: no label space; write one there \(name, classes"):
@@ -133,6 +146,7 @@ def test_other_characters_of_a_pattern_are_taken_as_they_are(tmp_path):
     [
         ({"images": "photographs"}, r"images: 'photographs' has no \*; write one for .*, for example images/\*"),
         ({"labels": "ids"}, r"labels: 'ids' has no \*; write one for .*, for example labels/\*"),
+        ({"images": "images/**/*"}, r"images: 'images/\*\*/\*' holds \*\*; write a single \*, the last one reaches"),
         ({"images": "a/*/b/*"}, r"labels: 'labels/\*' has 1 \*, but images: 'a/\*/b/\*' has 2; write as many in both"),
         ({"labels": "labels/*.jpg"}, r"labels: 'labels/\*\.jpg' names files that are no PNG; write the ids as PNG"),
         ({"images": "images/*_rgb"}, r"images: holds no images \(images/\*_rgb, \.png"),
@@ -198,8 +212,9 @@ def test_a_few_ids_of_no_class_are_silent(tmp_path, caplog):
 def test_wrong_folders_are_named_with_the_remedy(tmp_path):
     with pytest.raises(InputError, match="root is empty; give the folder"):
         find_pairs(DataConfig(), True)
-    with pytest.raises(InputError, match="root: '/no/where' is not a folder; correct"):
-        find_pairs(DataConfig(root="/no/where"), True)
+    for root in ("/no/where", "~nobody-of-this-name/data"):
+        with pytest.raises(InputError, match=f"root: '{root}' is not a folder; correct"):
+            find_pairs(DataConfig(root=root), True)
     with pytest.raises(InputError, match=r"images: no such folder; .*check reader, root and split"):
         find_pairs(DataConfig(root=str(tmp_path), label_space="streets11"), True)
     (tmp_path / "images").mkdir()

@@ -126,6 +126,12 @@ class _Stranger:
     """What torch.load with weights_only refuses to build."""
 
 
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=f"there is no file {tmp_path}/a.pth"):
+        build_network(NetworkConfig("resnet50", "~/a.pth"), CITYSCAPES, seed=0)
+
+
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
     garbage, pickled, listed = tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "c.pth"
     wrong = tmp_path / "d.safetensors"

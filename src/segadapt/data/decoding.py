@@ -155,9 +155,9 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
     Raises:
         UnreadableFileError: The file is missing, or cannot be read as `what`.
     """
-    if path.exists() and not path.is_file():  # a folder, or a pipe, which would be waited for
-        raise UnreadableFileError(f"{path}: is no file; put the {what} there or remove it")
     try:
+        if path.exists() and not path.is_file():  # a folder, or a pipe, which would be waited for
+            raise UnreadableFileError(f"{path}: is no file; put the {what} there or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of damage that it then reads past or refuses
             with Image.open(path, formats=_FORMATS) as image:

@@ -5,6 +5,7 @@ lookup tables from raw ids to train ids and from the train ids of one space to t
 class becomes 255 and is ignored by every loss and score. Does not import torch.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -239,7 +240,7 @@ def shipped(name_or_path: str | Path) -> LabelSpace:
     names = sorted(path.stem for path in _SPACES.glob("*.yaml"))
     if str(name_or_path) in names:
         return LabelSpace.from_yaml(_SPACES / f"{name_or_path}.yaml")
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if not path.is_file():
         raise InputError(
             f"label_space: '{name_or_path}' is neither shipped nor a file; "

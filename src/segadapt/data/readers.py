@@ -122,7 +122,7 @@ def find_what_is_there(config: DataConfig) -> ImageSet:
 def _find(config: DataConfig, wanted: _Wanted) -> ImageSet:
     if not config.root:
         raise InputError("root is empty; give the folder of the data set (for example --source.root)")
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))  # not Path.expanduser, which raises where '~name' is no user
     if not root.is_dir():
         raise InputError(f"root: '{config.root}' is not a folder; correct the path or put the data set there")
     if config.reader != "folder":
@@ -134,7 +134,8 @@ def _find(config: DataConfig, wanted: _Wanted) -> ImageSet:
                 )
     image_set = _READERS[config.reader](config, root, wanted)
     if config.translated:
-        image_set = replace(image_set, translations=_translations(Path(config.translated).expanduser(), image_set))
+        translated = Path(os.path.expanduser(config.translated))
+        image_set = replace(image_set, translations=_translations(translated, image_set))
     return image_set
 
 
@@ -367,6 +368,10 @@ def _folder(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
                 f"{option}: '{pattern.text}' has no *; write one for what differs from image to image, "
                 f"for example {option}/*"
             )
+        if "**" in pattern.text:  # would ask for two letters at least
+            raise InputError(
+                f"{option}: '{pattern.text}' holds **; write a single *, the last one reaches through sub-folders"
+            )
     if Path(label_pattern.text).suffix.lower() in set(IMAGE_SUFFIXES) - {LABEL_SUFFIX}:
         raise InputError(f"labels: '{label_pattern.text}' names files that are no PNG; write the ids as PNG")
     if wanted != "none" and image_pattern.stars != label_pattern.stars:
@@ -385,7 +390,8 @@ def _folder(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
 def _folder_space(config: DataConfig, root: Path) -> LabelSpace:
     if config.label_space:
         return label_spaces.shipped(config.label_space)
-    for place in (root, root.resolve().parent):
+    # 'above' as the path is written, and where a link leads
+    for place in (root, Path(os.path.abspath(root)).parent, root.resolve().parent):
         for name in SPACE_FILES:
             if (place / name).is_file():
                 return LabelSpace.from_yaml(place / name)

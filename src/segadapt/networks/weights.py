@@ -9,6 +9,7 @@ what is not safetensors goes through `torch.load(weights_only=True)`. Nothing is
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ def build_network(config: NetworkConfig, label_space: LabelSpace, seed: int) -> 
     Raises:
         InputError: The weights are not at hand, or do not fit the backbone.
     """
-    path = _imagenet_file(config.backbone) if config.weights == "imagenet" else Path(config.weights)
+    imagenet = config.weights == "imagenet"
+    path = _imagenet_file(config.backbone) if imagenet else Path(os.path.expanduser(config.weights))
     if config.weights != "random" and _is_saved_network(path):
         return _restart(load_network(path), config, label_space, path)
     normalisation = CENTRED_RGB if config.backbone == "efficientnet_lite0" else IMAGENET_RGB
