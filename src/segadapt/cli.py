@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -26,6 +27,8 @@ from segadapt.yaml_text import read_yaml
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on standard error and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text at all, as on standard error
     try:
         code = run(arguments)
         sys.stdout.flush()  # here, where a closed pipe is still an exception

@@ -1,6 +1,7 @@
 """The data check: its counts on files made by hand, what it finds wrong, and that it goes on after a bad file."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     next((data / "clear" / "train" / "labels").iterdir()).unlink()
     assert main(command) == 2
     assert "Would stop a training:" in capsys.readouterr().out
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "site [red]"
+    odd.mkdir()
+    yard(odd)
+    (odd / "label_space.yaml").write_text(SPACE.replace("name: barrel", "name: 'barrel [blue]'"))
+    os.rename(odd / "source" / "images" / "b.png", os.fsencode(odd / "source" / "images") + b"/\xff.png")
+    command = ["check-data", "--workers=0", "--quiet", "--network.backbone=efficientnet_lite0"]
+    assert main([*command, f"--source.root={odd}/source", f"--target.root={odd}/target"]) == 2
+    said = capsys.readouterr().out
+    for words in (f"source: folder {odd}/source\n", "barrel [blue]", "images/\\udcff.png; add the labels"):
+        assert words in said

@@ -56,10 +56,11 @@ def run(options: Namespace) -> int:
 def print_check(check: "DataCheck") -> None:
     """The tables for the terminal, and what was found at the end, where it is read first."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False)
     for name, domain in check.domains.items():
-        console.print(f"[bold]{name}[/]: {domain.name}", soft_wrap=True)
+        console.print(f"[bold]{name}[/]: {escape(domain.name)}", soft_wrap=True)
         bad = len(domain.bad_files)
         console.print(
             f"  {domain.images} images, {domain.pairs} with a good label, {len(domain.missing_labels)} without a label"
@@ -92,6 +93,7 @@ def print_check(check: "DataCheck") -> None:
 
 
 def _class_table(domain: "DomainCheck", banks: "tuple[BankForecast, ...]") -> "Table":
+    from rich.markup import escape
     from rich.table import Column, Table
 
     table = Table(Column("class", no_wrap=True), "kind")
@@ -102,7 +104,7 @@ def _class_table(domain: "DomainCheck", banks: "tuple[BankForecast, ...]") -> "T
             table.add_column(heading, justify="right")
     for number, entry in enumerate(domain.classes):
         cells = [
-            entry.name,
+            escape(entry.name),
             entry.kind,
             f"{100 * entry.share:.2f}",
             str(entry.images),
