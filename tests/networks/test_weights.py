@@ -257,6 +257,8 @@ def test_a_saved_network_starts_another_training_classifier_and_all(network, sav
     state = network.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
     assert not any(layer.training for layer in again.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    other = replace(CITYSCAPES, name="other", colours=CITYSCAPES.colours[::-1], subsets={"ways": ("road", "sidewalk")})
+    assert build_network(config, other, seed=5).label_space == other, "only its names have to be those of the file"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ classes:
   - {name: wall, kind: stuff, colour: [200, 200, 200], ids: [2, 3]}
   - {name: barrel, kind: thing, colour: [0, 0, 255], ids: [7]}
 """
+SMOKE = ROOT / "configs" / "smoke.yaml"
 SIZE = (64, 64)  # 8 x 8 features, aligned to pixels 0, 9, 18, ... 63
 
 
@@ -277,7 +278,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     data = tmp_path / "data"
     data.mkdir()
     few(data)
-    command = ["check-data", "--config", str(ROOT / "configs" / "smoke.yaml"), "--workers", "0"]
+    command = ["check-data", "--config", str(SMOKE), "--workers", "0"]
     command += [f"--source.root={data}/clear", f"--target.root={data}/adverse", f"--test.root={data}/adverse"]
     out = tmp_path / "out"
     assert main([*command, "--out", str(out)]) == 0
@@ -292,8 +293,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert said.err == ""
     assert json.loads(said.out) == json.loads((out / "check.json").read_text())
     next((data / "clear" / "train" / "labels").iterdir()).unlink()
-    assert main(command) == 2
+    assert main([*command, "--test.root=", "--test.split=", "--out", str(out)]) == 2
     assert "Would stop a training:" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == files - {"contact_test.png"}, "none that is not of this check"
+    assert main([*command, f"--out={SMOKE}"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, "source: " in said.err) == ("", False), "refused before anything is read"
 
 
 def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,20 +30,23 @@ def run(options: Namespace) -> int:
     """Count, print, and write the contact sheets; 2 where a training would stop."""
     from segadapt.errors import InputError
     from segadapt.output.contact_sheet import contact_sheet
-    from segadapt.output.data_check import check_data
+    from segadapt.output.data_check import DOMAINS, check_data
 
     experiment = experiment_of(options)
     if options.workers < 0:
         raise InputError(f"workers: {options.workers} is negative; use 0 or more")
+    out = Path(options.out)
+    if options.out:
+        out.mkdir(parents=True, exist_ok=True)  # where that is not possible, it is said before hours of reading
     with terminal_of(options) as terminal:
         check, sets = check_data(experiment, options.workers, terminal.start_progress, terminal.advance)
     if options.out:
-        out = Path(options.out)
-        out.mkdir(parents=True, exist_ok=True)
         (out / "check.json").write_text(json.dumps(check.as_json(), indent=1))
-        for name, images in sets.items():
-            if len(images):
-                contact_sheet(images, images.space).save(out / f"contact_{name}.png")
+        for name in DOMAINS:
+            sheet = out / f"contact_{name}.png"
+            sheet.unlink(missing_ok=True)  # that of an earlier check must not pass for this one's
+            if images := sets.get(name):
+                contact_sheet(images, images.space).save(sheet)
     if options.json:
         print(json.dumps(check.as_json(), indent=1))
     else:

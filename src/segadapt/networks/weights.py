@@ -108,7 +108,7 @@ def _restart(saved: DeepLab, config: NetworkConfig, label_space: LabelSpace, pat
             f"network.weights: {path} holds {saved.config.backbone} with {saved.config.aspp_branches} branches, "
             f"not {config.backbone} with {config.aspp_branches}"
         )
-    saved.config = config
+    saved.config, saved.label_space = config, label_space  # colours, kinds, ids, subsets are those of this training
     set_batch_norm(saved, config.batch_norm)
     return saved.train()
 
