@@ -5,10 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from image_files import write_16_bit_png, write_image
-from segadapt.data.decoding import image_size, read_image, read_raw_ids
+from segadapt.data.decoding import image_size, read_image, read_raw_ids, upright_size
 from segadapt.errors import InputError, UnreadableFileError
 
 
@@ -95,6 +95,23 @@ def test_sizes_are_height_and_width_whatever_the_file(tmp_path):
     for name in ("cut.png", "text.jpg"):
         with pytest.raises(InputError, match=f"{name}: cannot be read as image .*; replace or remove it"):
             image_size(tmp_path / name)
+
+
+def test_the_upright_size_is_the_one_that_is_read(tmp_path):
+    picture, turned = Image.fromarray(np.zeros((5, 9, 3), np.uint8)), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/" xmlns:tiff="t"><d tiff:Orientation="6"/></x:xmpmeta>'
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp)
+    picture.save(tmp_path / "xmp.png", pnginfo=text)
+    picture.save(tmp_path / "xmp.jpg", xmp=xmp.encode())
+    for suffix in ("png", "jpg", "webp", "tif"):
+        picture.save(tmp_path / f"as_is.{suffix}")
+        picture.save(tmp_path / f"turned.{suffix}", exif=turned)
+    for path in sorted(tmp_path.iterdir()):
+        expected = (5, 9) if path.stem == "as_is" else (9, 5)
+        assert (path.name, upright_size(path)) == (path.name, expected)
+        assert read_image(path).shape[:2] == expected
 
 
 def test_label_files_that_are_not_ids_are_refused(tmp_path):

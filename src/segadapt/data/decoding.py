@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from segadapt.data.label_spaces import RAW_IDS
 from segadapt.errors import InputError, UnreadableFileError
@@ -121,9 +121,12 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     with opened(path, "image") as image:
         # of a PNG that has no such chunk yet, Pillow would decode the pixels to find one behind them
-        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-        turned = exif.get(ExifTags.Base.Orientation, 1) >= _TURNED
-        return (image.width, image.height) if turned else (image.height, image.width)
+        told = image.format != "PNG" or not image.info.keys().isdisjoint(("exif", "XML:com.adobe.xmp"))
+        turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) >= _TURNED
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # newer Pillows have turned the size of these already
+            width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        return (width, height) if turned else (height, width)
 
 
 def _first_channel_16_bit(path: Path, colour_type: int) -> UInt16[np.ndarray, "H W"]:
