@@ -58,6 +58,9 @@ def test_unlabelled_photographs_may_lie_in_the_folder_itself(tmp_path):
     assert found.image_name(0) == "holiday.png"
     with pytest.raises(InputError, match="images: no such folder"):
         find_pairs(DataConfig(root=str(tmp_path), label_space="streets11"), True)
+    write_ids(tmp_path / "labels" / "holiday.png")
+    with pytest.raises(InputError, match=f"photographs beside a folder of labels; move them to {tmp_path}/images"):
+        find_pairs(DataConfig(root=str(tmp_path), label_space="streets11"), False)
 
 
 @pytest.mark.parametrize("place", ["label_space.yaml", "classes.yaml", "../label_space.yaml"])

@@ -380,7 +380,9 @@ def _folder(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
             f"{image_pattern.stars}; write as many in both, they stand for the same text"
         )
     plain = wanted in ("none", "found") and not config.images and not image_pattern.folder.is_dir()
-    if plain and files_below(folder, IMAGE_SUFFIXES):
+    if plain and (names := files_below(folder, IMAGE_SUFFIXES)):
+        if any(name.startswith("labels/") for name in names):
+            raise InputError(f"{folder}: photographs beside a folder of labels; move them to {folder}/images")
         image_pattern = _Pattern(folder, "*")  # plain photographs, without the folders of a labelled set
     images = _images(image_pattern)
     labels = _labels(label_pattern, images, wanted)
