@@ -271,6 +271,18 @@ def test_a_number_of_classes_without_names_needs_a_label_space(tmp_path):
     assert load_network(path, SEVEN).label_space == SEVEN
 
 
+def test_the_documented_conversion_keeps_classes_origin_and_input_size(tmp_path, monkeypatch):
+    path = saved(tmp_path / "foreign.pth", vgg(7, trained=2))
+    (tmp_path / "label_space.yaml").write_text(SEVEN.to_yaml())
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "weights.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(code, {})
+    assert load_network("model.safetensors").label_space == SEVEN
+    metadata = read_metadata("model.safetensors")
+    assert {key: metadata[key] for key in ("provenance", "input_size")} == read_metadata(path)
+
+
 @pytest.mark.parametrize("prefix", ["Scale.", "", "module.Scale."])
 def test_a_start_that_comes_from_caffe(prefix, images, tmp_path):
     """Another number of classes in the file is no reason to stop."""

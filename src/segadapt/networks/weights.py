@@ -273,7 +273,7 @@ def _load_foreign(path: Path, label_space: LabelSpace | None, aspp_branches: Lit
     if space is None:
         raise InputError(
             f"{path} has {foreign.num_classes} classes and no names for them; write a label space, and convert it in "
-            "Python with load_network(path, LabelSpace.from_yaml(...)) and save_network (docs/weights.md)"
+            "Python with load_network(path, LabelSpace.from_yaml(...)) and save_network, as docs/weights.md shows"
         )
     if space.num_classes != foreign.num_classes:
         raise InputError(f"{path} has {foreign.num_classes} classes, and the label space has {space.num_classes}")
