@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from image_files import write_ids, write_image
@@ -87,9 +88,9 @@ def test_images_are_replaced_and_labels_stay(
         assert (one.labels == other.labels).all()
         assert ((one.images.int() - 90).abs() < 3).all()
         assert (other.images == TRANSLATED_GREY).all()
-    (batch,) = evaluation_batches(translated, space, config, 2, 0)
-    assert (batch.images == TRANSLATED_GREY).all()
-    assert set(batch.names) == {f"{name}.png" for name in names}
+    first, second = evaluation_batches(translated, space, config, 2, 0)
+    assert (torch.cat([first.images, second.images]) == TRANSLATED_GREY).all()
+    assert {*first.names, *second.names} == {f"{name}.png" for name in names}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -107,9 +108,9 @@ def test_a_translation_may_be_smaller_than_image_and_labels(tmp_path: Path) -> N
     batch = next(training_batches(images, images.space, config, AugmentationConfig(), 1, 0, 0, 0))
     assert batch.images.shape == (1, 3, 2, 3)
     assert batch.labels.shape == (1, 2, 3)
-    (batch,) = evaluation_batches(images, images.space, config, 2, 0)
-    assert batch.images.shape == (2, 3, 2, 3)
-    assert [labels.shape for labels in batch.labels] == [SIZE, SIZE]
+    for each in evaluation_batches(images, images.space, config, 2, 0):
+        assert each.images.shape == (1, 3, 2, 3)
+        assert [labels.shape for labels in each.labels] == [SIZE]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
