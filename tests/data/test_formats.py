@@ -434,6 +434,15 @@ def test_missing_cityscapes_labels_are_counted(left, tmp_path):
         find_pairs(config, True)
 
 
+def test_a_missing_file_of_train_ids_is_told_as_such(tmp_path):
+    config = cityscapes(tmp_path, "labelTrainIds", np.array(0))
+    next((tmp_path / "gtFine" / "val" / "bonn").glob("*labelTrainIds.png")).unlink()
+    with pytest.raises(InputError, match=r"000019_gtFine_labelTrainIds\.png is missing \(1 of 2 are\)"):
+        find_pairs(config, True)
+    left = find_pairs(config, True, skip_bad=True)
+    assert [label.exists() for label in left.labels if label] == [True, False]
+
+
 def test_a_label_space_with_the_ids_of_another_data_set_is_refused(tmp_path):
     config = cityscapes(tmp_path, "labelIds", np.array(7))
     for space, ids in (("synthia13", 3), ("cityscapes19_train_ids", 0)):

@@ -463,14 +463,16 @@ def _cityscapes(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
     label_ids, train_ids = (
         _Pattern(root, f"gtFine/{config.split}/*_gtFine_{kind}") for kind in ("labelIds", "labelTrainIds")
     )
-    trained = train_ids.find((LABEL_SUFFIX,))
-    if images.keys() - trained.keys() or not images.keys() - label_ids.find((LABEL_SUFFIX,)).keys():
+    missing_ids, missing_trained = (
+        len(images.keys() - kind.find((LABEL_SUFFIX,)).keys()) for kind in (label_ids, train_ids)
+    )
+    if missing_ids <= missing_trained:
         return _image_set(config, space, image_pattern.folder, images, _labels(label_ids, images, wanted))
     # Only train ids, 0 to 18: the label space speaks of label ids, so go through those.
     table = np.full(RAW_IDS, IGNORE, np.uint8)
     for train_id, ids in enumerate(label_spaces.CITYSCAPES.ids):
         table[train_id] = space.lookup()[ids[0]]
-    return _image_set(config, space, image_pattern.folder, images, trained, table)
+    return _image_set(config, space, image_pattern.folder, images, _labels(train_ids, images, wanted), table)
 
 
 def _camvid(config: DataConfig, root: Path, wanted: _Wanted) -> ImageSet:
