@@ -77,6 +77,26 @@ def test_a_stopped_training_continues_bit_by_bit(
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
+def test_a_run_that_ends_while_its_best_model_is_saved_continues_bit_by_bit(
+    experiment: Experiment, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim = row_of(replace(experiment, schedule=replace(experiment.schedule, save_every=2)), "sim")
+
+    def second_signal(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segadapt.adaptation.training.save_network", second_signal)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(sim, tmp_path, Machine(CPU, Terminal()), "ended in the evaluation of step 2")
+    monkeypatch.undo()
+    with StopSignals() as signals, pytest.raises(Stopped):
+        run_training(sim, tmp_path, Machine(CPU, Impatient(1, signal.SIGTERM), signals=signals), "stopped after step 3")
+    for name in ("selected.safetensors", "best.safetensors"):
+        assert (tmp_path / name).exists(), "of step 2, which no later one need be better than"
+    run_training(sim, tmp_path, Machine(CPU, Terminal()), "continued")
+    assert unmeasured(tmp_path) == unmeasured(whole)
+
+
 def test_the_seconds_of_both_calls_are_counted(experiment: Experiment, tmp_path: Path) -> None:
     sim = row_of(experiment, "sim")
     with StopSignals() as signals, pytest.raises(Stopped):
@@ -112,7 +132,7 @@ def test_a_second_signal_acts_at_once() -> None:
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_the_command_says_how_to_continue(signum: int, code: int, experiment: Experiment, tmp_path: Path) -> None:
     """A real process with a worker, signalled as a whole group, as Ctrl-C and SLURM do."""
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "my run"
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "segadapt", "adapt", f"--config={ROOT}/configs/smoke.yaml"),
@@ -132,7 +152,7 @@ def test_the_command_says_how_to_continue(signum: int, code: int, experiment: Ex
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert f"stopped by {signal.Signals(signum).name}" in said
-    assert f"segadapt adapt --resume {run_dir}" in said
+    assert f"segadapt adapt --resume '{run_dir}'" in said, "as a shell takes it"
     assert "Traceback" not in said
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert int(saved_states(run_dir / "step1")[0].name.split("-")[0]) == steps[-1], "the last step is not lost"

@@ -140,11 +140,12 @@ def train(
     def check_now(check: Callable[[int], Check]) -> None:
         processes.copy_from_first(list(state.segmenter.buffers()))
         checks.append(check(state.step))
-        metrics.write(state.step, checks[-1].as_json())
         if best_step(checks) == state.step:
             save_model(BEST_FILE)
         if selected_steps((each.step, each.label_free) for each in checks).get(selection) == state.step:
             save_model(SELECTED_FILE)
+        # last: a run that goes on from here takes what is written as done
+        metrics.write(state.step, checks[-1].as_json())
 
     def check_is_due() -> bool:
         if checks and checks[-1].step == state.step:
