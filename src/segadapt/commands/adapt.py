@@ -1,5 +1,6 @@
 """`segadapt adapt`: the whole two-step procedure, begun or continued."""
 
+import shlex
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -40,7 +41,7 @@ def run(options: Namespace) -> int:
         try:
             result = adapt(experiment, run_dir, machine)
         except Stopped as stopped:
-            stopped.continue_with = f"segadapt adapt --resume {run_dir}"
+            stopped.continue_with = shlex.join(["segadapt", "adapt", "--resume", str(run_dir)])
             raise
         if machine.processes.is_first:
             print_scores(result, options.json)
