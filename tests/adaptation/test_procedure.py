@@ -150,6 +150,19 @@ def test_the_pseudo_label_command_writes_the_same_labels(finished: Path, tmp_pat
     assert len(list((tmp_path / "labels").iterdir())) == 122, "maps, thresholds.json and made_by.json"
 
 
+def test_a_target_that_is_not_resized_is_labelled_as_large_as_it_is(tmp_path: Path) -> None:
+    experiment = tiny(few(tmp_path, images=2), steps=1)
+    experiment = replace(
+        experiment,
+        target=replace(experiment.target, size=None),
+        augmentation=replace(experiment.augmentation, crop=(48, 64)),
+        schedule=replace(experiment.schedule, evaluate_every=0),
+    )
+    adapt(experiment, tmp_path / "run", Machine(CPU, Terminal(quiet=True)))
+    shapes = [np.array(Image.open(path)).shape for path in (tmp_path / "run/pseudo_labels").glob("*.png")]
+    assert shapes == [(288, 384)] * 2, "not the size of the test images"
+
+
 class Stopped(Exception):
     """What a power cut looks like from inside."""
 

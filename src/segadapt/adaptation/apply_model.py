@@ -41,7 +41,7 @@ def pseudo_label(
 
     Args:
         model: A file of weights.
-        data: The images; their labels are not read.
+        data: The images; their labels are not read. Label maps have its size, without one that of the images.
         options: Quantile and cap.
         workers: Processes that read images; 0: this one.
         out: Folder of the label maps.
@@ -53,7 +53,7 @@ def pseudo_label(
             pseudo-labels, or lies among the images.
         Stopped: a signal asked to leave; the same call continues.
     """
-    network, data = load_network(model).to(machine.device), at_size_of(model, data)
+    network = load_network(model).to(machine.device)
     images, processes = find_pairs(data, labelled=False), machine.processes
     if images.root.resolve() in (out.resolve(), *out.resolve().parents):  # the next call would take labels for images
         raise InputError(f"out: {out} lies within the images {images.root}; choose a folder elsewhere")

@@ -28,11 +28,12 @@ def add_options(command: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Label the images and say where the labels are."""
-    from segadapt.adaptation.apply_model import pseudo_label
+    from segadapt.adaptation.apply_model import at_size_of, pseudo_label
 
     out = Path(options.out)
     with machine_of(options) as machine:
-        model, data, labelling = Path(options.model), options.data, options.pseudo_labels
+        model, labelling = Path(options.model), options.pseudo_labels
+        data = at_size_of(model, options.data)
         report = pseudo_label(model, data, labelling, options.workers, out, machine, options.on_bad_image)
         if machine.processes.is_first:
             print(json.dumps(asdict(report), indent=1) if options.json else f"{out}: label maps and thresholds.json")
