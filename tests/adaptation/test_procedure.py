@@ -120,6 +120,21 @@ def test_another_experiment_may_not_use_the_folder(finished: Path, change: dict[
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+def test_another_experiment_does_not_take_the_place_of_the_one_whose_warm_up_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = replace(tiny(few(tmp_path)), warm_up=WarmUpConfig(steps=3))
+    run_dir, machine = tmp_path / "run", Machine(CPU, Terminal(quiet=True))
+    monkeypatch.setattr("segadapt.adaptation.trainer.adaptation_step", stop)
+    with pytest.raises(Stopped):
+        adapt(experiment, run_dir, machine)
+    kept = (run_dir / "experiment.yaml").read_bytes()
+    for other in (replace(experiment, seed=7), replace(experiment, warm_up=WarmUpConfig())):
+        with pytest.raises(InputError, match="warm_up holds a run with another configuration"):
+            adapt(other, run_dir, machine)
+        assert (run_dir / "experiment.yaml").read_bytes() == kept, "for --resume"
+
+
 def test_two_commands_do_not_train_in_one_folder(tmp_path: Path) -> None:
     experiment = row_of(tiny(few(tmp_path), steps=1), "source_only")
     run_dir = tmp_path / "run"
@@ -165,6 +180,10 @@ def test_a_target_that_is_not_resized_is_labelled_as_large_as_it_is(tmp_path: Pa
 
 class Stopped(Exception):
     """What a power cut looks like from inside."""
+
+
+def stop(*_: object) -> None:
+    raise Stopped
 
 
 def test_an_interrupted_training_continues_and_ends_as_an_uninterrupted_one(

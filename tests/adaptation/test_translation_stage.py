@@ -82,6 +82,26 @@ def test_the_generator_sees_images_as_large_as_the_training_does() -> None:
     assert generator_config(own) == SMALL
 
 
+def test_another_experiment_does_not_take_the_place_of_the_one_whose_generator_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = replace(
+        tiny(few(tmp_path, images=3), steps=1), translation=TranslationConfig("cyclegan"), cyclegan=SMALL
+    )
+    run_dir, machine = tmp_path / "run", Machine(torch.device("cpu"), Terminal(quiet=True))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segadapt.adaptation.fit_translation.cyclegan_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(experiment, run_dir, machine)
+    kept = (run_dir / "experiment.yaml").read_bytes()
+    with pytest.raises(InputError, match="translation holds a run with another configuration"):
+        adapt(replace(experiment, seed=7), run_dir, machine)
+    assert (run_dir / "experiment.yaml").read_bytes() == kept, "for --resume"
+
+
 def test_a_wrong_segmenter_is_found_before_the_warm_up(tmp_path: Path) -> None:
     experiment = replace(
         tiny(few(tmp_path, images=3), steps=1),

@@ -105,11 +105,8 @@ def fit_translation(
     refuse_wrong_seed(seed)
     model = Path(config.segmenter) if config.segmenter else segmenter
     network = load_network(str(model)) if model else None
-    digest = digest_of(model) if model else None
-    configuration = {
-        "source": str(source.root), "target": str(target.root), "seed": seed, **asdict(config),
-        "segmenter_digest": digest,
-    }  # fmt: skip
+    configuration = configuration_of(config, source, target, seed, segmenter)
+    digest = configuration["segmenter_digest"]
     finished = processes.share(finished_result(run_dir, configuration))
     if finished:
         return finished
@@ -143,6 +140,17 @@ def fit_translation(
             with whole_file(run_dir / RESULT_FILE) as file:
                 file.write(json.dumps(result, indent=1).encode())
     return processes.share(result)
+
+
+def configuration_of(
+    config: CycleGanConfig, source: ImageSet, target: ImageSet, seed: int, segmenter: Path | None
+) -> dict[str, Any]:
+    """What the config.yaml of `fit_translation` holds, which takes the same."""
+    model = Path(config.segmenter) if config.segmenter else segmenter
+    return {
+        "source": str(source.root), "target": str(target.root), "seed": seed, **asdict(config),
+        "segmenter_digest": digest_of(model) if model else None,
+    }  # fmt: skip
 
 
 @torch.inference_mode()

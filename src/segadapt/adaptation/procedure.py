@@ -12,7 +12,7 @@ from typing import Any
 from segadapt.adaptation.apply_model import pseudo_label
 from segadapt.adaptation.apply_translation import apply_translation
 from segadapt.adaptation.domains import find_domain, refuse_unscorable, trained_space
-from segadapt.adaptation.fit_translation import GENERATOR_FILE, fit_translation
+from segadapt.adaptation.fit_translation import GENERATOR_FILE, configuration_of, fit_translation
 from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.pseudo_labels import THRESHOLDS_FILE
 from segadapt.adaptation.rows import ADAPTING, row_of, step2_of, warm_up_of
@@ -170,7 +170,9 @@ def finished_row(experiment: Experiment, name: str, run_dir: Path) -> dict[str, 
     """
     if name != "sim_ssl":
         return finished_result(run_dir, asdict(row_of(experiment, name)))
-    finished_result(run_dir / "step1", asdict(row_of(experiment, "sim")))  # another one there costs no step 1
+    # another one there costs no step 1, and is not written over
+    finished_result(run_dir / "warm_up", asdict(warm_up_of(experiment)))
+    finished_result(run_dir / "step1", asdict(row_of(experiment, "sim")))
     return finished_result(run_dir, asdict(step2_of(experiment)))
 
 
@@ -178,7 +180,7 @@ def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes,
     """Write what `adapt` was asked for, for `--resume`, before anything is trained.
 
     Raises:
-        InputError: the input is not there; then nothing is written.
+        InputError: the input is not there, or `run_dir` holds another experiment; then nothing is written.
     """
     skip_bad = experiment.schedule.on_bad_image == "skip"
     source = find_domain("source", experiment.source, labelled=True, skip_bad=skip_bad)
@@ -191,6 +193,11 @@ def keep_experiment(experiment: Experiment, run_dir: Path, processes: Processes,
     if experiment.pseudo_labels.model == "selected" and not experiment.selection.images:
         raise InputError("pseudo_labels.model: 'selected' needs scores without labels; set selection.images above 0")
     refuse_wrong_generator(experiment)
+    if experiment.translation.method == "cyclegan":
+        warmed = run_dir / "warm_up" / MODEL_FILE
+        segmenter = start or (warmed if warmed.exists() else None)
+        config = generator_config(experiment)
+        finished_result(run_dir / "translation", configuration_of(config, source, target, experiment.seed, segmenter))
     if processes.is_first:
         if start is None and not (run_dir / EXPERIMENT_FILE).exists():
             build_network(experiment.network, space, experiment.seed)  # weights that do not fit are found out here
