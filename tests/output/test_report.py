@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from report_runs import CLASSES, run_folder
@@ -24,7 +26,7 @@ from segadapt.data.readers import find_pairs
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import evaluate
 from segadapt.networks.weights import load_network
-from segadapt.output.report import sections
+from segadapt.output.report import _side_by_side, sections
 from segadapt.output.report.charts import (
     COLOURS,
     Line,
@@ -36,7 +38,14 @@ from segadapt.output.report.charts import (
     thinned,
     ticks,
 )
-from segadapt.output.report.measure import BINS, Reliability, data_config, measure, pseudo_label_precision
+from segadapt.output.report.measure import (
+    BINS,
+    Measured,
+    Reliability,
+    data_config,
+    measure,
+    pseudo_label_precision,
+)
 from segadapt.output.report.pictures import described, figure
 from segadapt.output.report.tables import Cell, Table
 from segadapt.studies.ablation import ablate
@@ -298,8 +307,40 @@ def test_precision_of_pseudo_labels(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         array = np.zeros((1, 4, 3), np.uint8) if values is None else np.array(values, np.uint8)
         Image.fromarray(array).save(tmp_path / folder / "a.png")
+    # one that could not be read when the pseudo-labels were made
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "b.png").write_bytes((tmp_path / folder / "a.png").read_bytes())
     kept, right, images = pseudo_label_precision(tmp_path / "pseudo", DataConfig(root=str(tmp_path)), SPACE)
     assert (kept.tolist(), right.tolist(), images) == ([1, 0, 2], [1, 0, 1], 1)
+
+
+def test_models_of_other_test_images_or_classes_are_not_laid_over_one_another() -> None:
+    fewer = LabelSpace("few", CLASSES[1:], SPACE.colours[1:], SPACE.ids[1:], (0,), (1,))
+    spaces = {"a": SPACE, "b": SPACE, "other images": SPACE, "other classes": fewer}
+    measured = {
+        title: Measured(space, np.zeros((0, 0), np.int64), Reliability(), {}) for title, space in spaces.items()
+    }
+    tested_on = dict.fromkeys(spaces, "adverse") | {"other images": "camvid"}
+    groups = _side_by_side(tested_on, measured)
+    assert [list(group) for group in groups] == [["a", "b"], ["other images"], ["other classes"]]
+
+
+def test_a_run_without_a_score_has_its_command(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", "sim", (1.0, 2.0, 3.0), command="segadapt train")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"miou": None}))
+    html = sections.provenance(read_rows([folder]), "segadapt report").html()
+    assert "segadapt train\nsegadapt report" in html
+    assert "do not say" not in html
+
+
+@pytest.mark.parametrize("content", ['{"thresholds": {', '{"thresholds": {"road": 0.5}, "images": 2}'])
+def test_damaged_thresholds_are_named(content: str, table_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = table_folder / "sim_ssl/seed0/pseudo_labels"
+    labels.mkdir()
+    (labels / "thresholds.json").write_text(content)
+    assert main(["report", str(table_folder), "--quiet"]) == 2
+    assert "thresholds.json: damaged" in capsys.readouterr().err
 
 
 def test_a_page_of_runs_without_models_or_data(table_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,6 +420,36 @@ def test_what_is_measured_is_what_was_scored(real_table: Path) -> None:
     assert int(measured.reliability.pixels.sum()) == measured.confusion.sum()
     assert int(measured.reliability.right.sum()) == hit.sum()
     assert list(measured.predicted) == [1]
+
+
+def test_models_of_other_test_images_have_pictures_of_their_own(real_table: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(real_table / "source_only/seed0", tmp_path / "other")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["test"] |= {"root": str(real_table.parent / "data/clear"), "split": "train"}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    result = json.loads((other / "result.json").read_text())
+    result["data"]["test"]["fingerprint"] = "of the clear images"
+    (other / "result.json").write_text(json.dumps(result))
+    ours, out = real_table / "sim_ssl/seed0", tmp_path / "page.html"
+    assert main(["report", str(other), str(ours), "--out", str(out), "--pictures", "1", "--quiet"]) == 0
+    shown = [str(image["alt"]).partition(",")[0] for image in Page(out.read_text()).images]
+    clear, adverse = (
+        sorted(path.name for path in (real_table.parent / "data" / part / "images").iterdir())[2]
+        for part in ("clear/train", "adverse/val")
+    )
+    assert shown == [f"Photograph {clear}", clear, clear, f"Photograph {adverse}", adverse, adverse]
+
+
+def test_names_of_images_need_not_be_utf_8(real_table: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(real_table.parent / "data", tmp_path / "data")
+    for kind in ("images", "labels"):
+        for path in (data / "adverse/val" / kind).iterdir():
+            path.rename(path.with_name(f"\udce9{path.name}"))
+    run = shutil.copytree(real_table / "source_only/seed0", tmp_path / "run")
+    config = (run / "config.yaml").read_text().replace(str(real_table.parent / "data"), str(data))
+    (run / "config.yaml").write_text(config)
+    assert main(["report", str(run), "--pictures", "1", "--quiet"]) == 0
+    assert any("?" in str(image["alt"]) for image in Page((run / "report.html").read_text()).images)
 
 
 def test_without_the_test_images_the_rest_is_there(

@@ -6,10 +6,13 @@ In: run folders, and the test images where they still are. Out: a file that load
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import numpy as np
 import torch
 
+from segadapt.adaptation.run_folder import NUMBER, Kinds, read_left, refuse_damaged
 from segadapt.adaptation.run_log import Terminal, command_line
 from segadapt.data.decoding import read_image, read_labels
 from segadapt.data.label_spaces import LabelSpace, remap
@@ -26,6 +29,14 @@ from segadapt.studies.runs import Row, Run, adapted_of, baseline_of, names_of, r
 
 TRANSLATED = 3  # source images that are shown with their translations
 PSEUDO_LABELS, THRESHOLDS = "pseudo_labels", "thresholds.json"
+# what the page reads of the latter, as `refuse_damaged` reads keys
+LABELLING_KEYS: dict[str, Kinds] = {
+    "thresholds": (dict,),
+    "thresholds.*": (*NUMBER, NoneType),
+    "coverage": (dict,),
+    "coverage.*": NUMBER,
+    "images": (int,),
+}
 
 
 def write_report(
@@ -47,10 +58,10 @@ def write_report(
         InputError: A folder holds no run.
     """
     rows = read_rows(run_dirs)
-    shown, chosen = _measured(rows, device, terminal, pictures)
+    shown = _measured(rows, device, terminal, pictures)
     parts = [part for part in (sections.class_table(rows), sections.study(rows)) if part]
     if shown:
-        parts.append(_pictures(rows, shown, chosen))
+        parts.append(_pictures(rows, shown))
     parts += [part for part in (translations(rows, TRANSLATED),) if part]
     parts.append(sections.curves(rows))
     if shown:
@@ -60,7 +71,8 @@ def write_report(
     parts.append(sections.provenance(rows, command_line()))
     names = ", ".join(names_of(run_dirs))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(f"Adaptation report: {names}", sections.summary(rows), parts), encoding="utf-8")
+    text = page(f"Adaptation report: {names}", sections.summary(rows), parts)
+    out.write_text(text, encoding="utf-8", errors="replace")  # names of files need not be UTF-8
     return out
 
 
@@ -71,28 +83,25 @@ def _models(rows: Sequence[Row]) -> dict[str, Run]:
     return {title: run for title in pair if (run := next((r for r in by_title[title].finished if r.model), None))}
 
 
-def _measured(
-    rows: Sequence[Row], device: torch.device, terminal: Terminal, pictures: int
-) -> tuple[dict[str, Measured], list[int]]:
-    """The models on the test images, and the indices of the images to show; nothing where the images are gone."""
+def _measured(rows: Sequence[Row], device: torch.device, terminal: Terminal, pictures: int) -> dict[str, Measured]:
+    """The models on their test images, by title; nothing where the images are gone."""
     models = _models(rows)
     if not models or not pictures:
-        return {}, []
-    measured, chosen = {}, []
+        return {}
+    measured = {}
     try:
         for title, run in models.items():
             data = data_config(run.config["test"])
             total = len(find_pairs(data, labelled=True))
-            chosen = _spread(total, pictures)
             terminal.start_progress(f"{title} on the test images", total)
             assert run.model is not None
-            measured[title] = measure(run.model, data, chosen, device, terminal.advance)
+            measured[title] = measure(run.model, data, _spread(total, pictures), device, terminal.advance)
     except InputError as error:
         terminal.say(f"without pictures, confusions and reliability: {error}")
-        return {}, []
+        return {}
     finally:
         terminal.finish_progress()
-    return measured, chosen
+    return measured
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -100,25 +109,42 @@ def _spread(total: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, total - 1, count + 2)[1:-1].round().astype(int)).tolist()
 
 
-def _pictures(rows: Sequence[Row], measured: Mapping[str, Measured], chosen: Sequence[int]) -> Section:
-    run = next(iter(_models(rows).values()))
+def _pictures(rows: Sequence[Row], measured: Mapping[str, Measured]) -> Section:
+    models = _models(rows)
+    groups = _side_by_side({title: run.tested_on for title, run in models.items()}, measured)
+    content = "".join(_figures(models[next(iter(group))], group) for group in groups)
+    explanation = (
+        "Test images spread evenly over the set. Move the divider with the slider, its arrow keys or on the picture; "
+        "the lists choose what stands on either side."
+    )
+    if len(groups) > 1:
+        explanation += " Models of other test images or other classes have pictures of their own."
+    return Section("pictures", "Pictures", explanation, content)
+
+
+def _side_by_side(tested_on: Mapping[str, str], measured: Mapping[str, Measured]) -> list[dict[str, Measured]]:
+    """The models, by title, in groups that have their test images and their classes in common."""
+    groups: dict[tuple[object, ...], dict[str, Measured]] = {}
+    for title, result in measured.items():
+        key = (tested_on[title], result.space.names, result.space.colours)
+        groups.setdefault(key, {})[title] = result
+    return list(groups.values())
+
+
+def _figures(run: Run, measured: Mapping[str, Measured]) -> str:
+    """The pictures of one group, on the test images of one of its runs."""
     images = find_pairs(data_config(run.config["test"]), labelled=True)
-    space = next(iter(measured.values())).space
-    table = remap(images.space, space)[images.table]
+    first = next(iter(measured.values()))
+    table = remap(images.space, first.space)[images.table]
     figures = []
-    for index in chosen:
+    for index in first.predicted:
         path = images.labels[index]
         assert path is not None
         label_maps = {title: result.predicted[index] for title, result in measured.items()}
         label_maps["labels"] = read_labels(path, table)
         name = images.images[index].relative_to(images.root).as_posix()
-        figures.append(figure(name, read_image(images.images[index]), label_maps, space))
-    explanation = (
-        "Test images spread evenly over the set. Move the divider with the slider, its arrow keys or on the picture; "
-        "the lists choose what stands on either side."
-    )
-    content = f'{class_legend(space)}<div class="pictures">{"".join(figures)}</div>'
-    return Section("pictures", "Pictures", explanation, content)
+        figures.append(figure(name, read_image(images.images[index]), label_maps, first.space))
+    return f'{class_legend(first.space)}<div class="pictures">{"".join(figures)}</div>'
 
 
 def _space_of(run: Run) -> LabelSpace | None:
@@ -143,7 +169,16 @@ def _pseudo_labels(rows: Sequence[Row], spaces: Mapping[str, LabelSpace]) -> Sec
                 note = f"It compares {images} images with the target's labels, which nothing but this table reads."
             except InputError:
                 precision = None
-        return sections.pseudo_labels(
-            json.loads(report.read_text()), precision, f"{note} ({row.title}, seed {run.seed})"
-        )
+        return sections.pseudo_labels(_labelling(report), precision, f"{note} ({row.title}, seed {run.seed})")
     return None
+
+
+def _labelling(path: Path) -> dict[str, Any]:
+    """The content of a thresholds.json.
+
+    Raises:
+        InputError: It was changed since.
+    """
+    content = read_left(path, json.loads)
+    refuse_damaged(content, LABELLING_KEYS, path)
+    return content

@@ -109,7 +109,8 @@ def pseudo_label_precision(
         space: The trained classes.
 
     Returns:
-        For each class the pseudo-labelled pixels whose true class is known and how many are right; images compared.
+        For each class the pseudo-labelled pixels whose true class is known and how many are right; images compared:
+        those that could not be read when the pseudo-labels were made have none.
 
     Raises:
         InputError: The target has no labels.
@@ -118,7 +119,8 @@ def pseudo_label_precision(
     table = remap(images.space, space)[images.table]
     kept, right = (np.zeros(space.num_classes, np.int64) for _ in range(2))
     indices = np.unique(np.linspace(0, len(images) - 1, min(len(images), MOST_PSEUDO_LABELS)).round().astype(int))
-    for index in indices.tolist():
+    compared = [index for index in indices.tolist() if (folder / images.image_name(index)).exists()]
+    for index in compared:
         path = images.labels[index]
         assert path is not None
         pseudo = read_raw_ids(folder / images.image_name(index)).astype(np.uint8)
@@ -126,7 +128,7 @@ def pseudo_label_precision(
         known = (pseudo != IGNORE) & (labels != IGNORE)
         kept += np.bincount(pseudo[known], minlength=space.num_classes)
         right += np.bincount(pseudo[known & (pseudo == labels)], minlength=space.num_classes)
-    return kept, right, len(indices)
+    return kept, right, len(compared)
 
 
 def data_config(content: dict[str, Any]) -> DataConfig:

@@ -406,7 +406,7 @@ def pseudo_labels(report: Mapping[str, Any], precision: Mapping[str, tuple[int, 
             (
                 name,
                 "–" if threshold is None else f"{threshold:.2f}",
-                _bar(report["coverage"][name] if threshold is not None else None),
+                _bar(report["coverage"].get(name) if threshold is not None else None),
                 _bar(right / compared if compared else None),
             )
         )
@@ -449,7 +449,9 @@ def provenance(rows: Sequence[Row], report_command: str) -> Section:
 
 
 def _commands(rows: Sequence[Row], report_command: str) -> str:
-    known = dict.fromkeys(result["command"] for row in rows for result in row.results if "command" in result)
+    known = dict.fromkeys(
+        run.result["command"] for row in rows for run in row.runs if run.result and "command" in run.result
+    )
     commands = [*known, report_command]
     missing = (
         ""
