@@ -207,7 +207,7 @@ def test_scores_on_different_test_images_are_not_compared(tmp_path: Path) -> Non
     top = sections.summary(rows)
     assert "gain over" not in top
     assert "Scored on different test images" in top
-    assert "7 images of folder test (fingerprint camvid01): + SIM." in top
+    assert "7 images of folder test (fingerprint camvid01, 3 classes): + SIM." in top
 
 
 def test_a_gain_is_told_by_sign_and_colour() -> None:
@@ -315,14 +315,15 @@ def test_precision_of_pseudo_labels(tmp_path: Path) -> None:
 
 
 def test_models_of_other_test_images_or_classes_are_not_laid_over_one_another() -> None:
-    fewer = LabelSpace("few", CLASSES[1:], SPACE.colours[1:], SPACE.ids[1:], (0,), (1,))
-    spaces = {"a": SPACE, "b": SPACE, "other images": SPACE, "other classes": fewer}
+    drawn = LabelSpace("drawn", CLASSES, SPACE.colours[::-1], SPACE.ids, (0, 1), (2,))
+    spaces = {"a": SPACE, "b": SPACE, "other images": SPACE, "other classes": SPACE, "other colours": drawn}
     measured = {
         title: Measured(space, np.zeros((0, 0), np.int64), Reliability(), {}) for title, space in spaces.items()
     }
-    tested_on = dict.fromkeys(spaces, "adverse") | {"other images": "camvid"}
+    tested_on = dict.fromkeys(spaces, ("adverse", "road"))
+    tested_on |= {"other images": ("camvid", "road"), "other classes": ("adverse", "car")}
     groups = _side_by_side(tested_on, measured)
-    assert [list(group) for group in groups] == [["a", "b"], ["other images"], ["other classes"]]
+    assert [list(group) for group in groups] == [["a", "b"], ["other images"], ["other classes"], ["other colours"]]
 
 
 def test_a_run_without_a_score_has_its_command(tmp_path: Path) -> None:

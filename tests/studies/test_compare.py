@@ -67,7 +67,7 @@ def test_trainings_on_other_images_have_no_gain(
     shown = capsys.readouterr()
     assert json.loads(shown.out)[-1]["gain"] is None
     assert "Scored on different test images" in shown.err
-    assert "7 images of folder test (fingerprint camvid01): camvid: + SIM." in shown.err
+    assert "7 images of folder test (fingerprint camvid01, 3 classes): camvid: + SIM." in shown.err
 
 
 def test_what_is_refused(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

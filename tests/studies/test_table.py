@@ -40,6 +40,7 @@ def run(
     ]
     content = {
         "miou": course[-1],
+        "iou": {"road": course[-1]},
         "seconds": 10.0,
         "best": {"miou": max(course)},
         "label_free": scores[-1],
@@ -130,10 +131,20 @@ def test_rows_on_different_test_images_have_no_gain_and_no_common_order() -> Non
     assert rank_correlations([streets, third])["entropy"]["between_trainings"] is not None
     assert rank_correlations(rows)["entropy"]["between_trainings"] is None
     assert (
-        "\nScored on different test images, so that between them there is neither a gain nor a rank correlation: "
-        "7 images of folder adverse (fingerprint adverse0): a, c; "
-        "7 images of folder camvid (fingerprint camvid01): b.\n"
+        "\nScored on different test images or classes, so that between them there is neither a gain nor a rank "
+        "correlation: 7 images of folder adverse (fingerprint adverse0, 1 classes): a, c; "
+        "7 images of folder camvid (fingerprint camvid01, 1 classes): b.\n"
     ) in markdown(rows, "entropy", streets)
+
+
+def test_rows_of_different_classes_have_no_gain() -> None:
+    """The mean over two classes is higher than that over all by nothing but the choice."""
+    all_classes = Row("a", "a", (run(0, 40.0, iou={"road": 70.0, "car": 50.0, "rider": 0.0}),))
+    two = Row("b", "b", (run(0, 60.0, iou={"road": 70.0, "car": 50.0}),))
+    same = Row("c", "c", (run(0, 41.0, iou={"rider": 3.0, "road": 70.0, "car": 50.0}),))
+    table = table_of([all_classes, two, same], all_classes)
+    assert (table[1]["gain"], table[2]["gain"]["each"]) == (None, [1.0])
+    assert "(fingerprint adverse0, 2 classes): b" in markdown([all_classes, two, same], "entropy", all_classes)
 
 
 def test_a_row_is_of_one_test_set_and_one_training_a_seed() -> None:

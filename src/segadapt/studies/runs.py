@@ -97,9 +97,11 @@ class Run:
         return path if path.exists() else None
 
     @property
-    def tested_on(self) -> str:
-        """The fingerprint of the images it was scored on; empty where it has no score."""
-        return self.result["data"]["test"]["fingerprint"] if self.result and self.result["miou"] is not None else ""
+    def tested_on(self) -> tuple[str, ...]:
+        """The fingerprint of the images it was scored on, and the classes; empty where it has no score."""
+        if not self.result or self.result["miou"] is None:
+            return ()
+        return (self.result["data"]["test"]["fingerprint"], *sorted(self.result["iou"]))
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -123,7 +125,7 @@ class Row:
         runs: A training for each seed.
 
     Raises:
-        InputError: Two of them have one seed, or were scored on different test images.
+        InputError: Two of them have one seed, or were scored on different test images or classes.
     """
 
     name: str
@@ -139,8 +141,8 @@ class Row:
         for run in self.finished:
             if run.tested_on != self.finished[0].tested_on:
                 raise InputError(
-                    f"{self.finished[0].folder} and {run.folder}: were scored on different test images, so they have "
-                    "no mean; train both on the same data, in another folder"
+                    f"{self.finished[0].folder} and {run.folder}: were scored on different test images or "
+                    "classes, so they have no mean; train both on the same data, in another folder"
                 )
 
     @cached_property

@@ -2,9 +2,9 @@
 
 In: rows of run folders. Out: the content of table.json and label_free.json, and both as text. A gain is the mean, over
 the seeds that both rows have, of the difference of two trainings of the same seed; its interval is that of the t
-distribution, 95 %: what lies outside it is more than chance. Trainings that were scored on different test images are
-not compared. Every score is said three times: of the last model, of the one chosen without labels, of the best, which
-was chosen on labels.
+distribution, 95 %: what lies outside it is more than chance. Trainings that were scored on different test images or
+classes are not compared. Every score is said three times: of the last model, of the one chosen without labels, of the
+best, which was chosen on labels.
 """
 
 import json
@@ -98,7 +98,7 @@ def differences(row: Row, over: Row, score: Callable[[dict[str, Any]], float | N
 
     Returns:
         The differences by seed, of the seeds at which both rows have the score; none where the rows were scored on
-        different test images.
+        different test images or classes.
     """
     if len(test_sets((row, over))) > 1:
         return {}
@@ -107,9 +107,9 @@ def differences(row: Row, over: Row, score: Callable[[dict[str, Any]], float | N
     return {seed: ours - theirs for seed, (ours, theirs) in pairs.items() if ours is not None and theirs is not None}
 
 
-def test_sets(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows that have a score, by the fingerprint of the test images they were scored on."""
-    sets: dict[str, list[Row]] = {}
+def test_sets(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """The rows that have a score, by the test images and the classes they were scored on."""
+    sets: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row.finished:
             sets.setdefault(row.finished[0].tested_on, []).append(row)
@@ -185,7 +185,7 @@ def rank_correlations(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
         For each score, `between_trainings`, of the last models of all rows and seeds, with their number `trainings`;
         `within_trainings`, the mean over trainings of the correlation of their checkpoints, with `checkpoints`, their
         number, of trainings with three or more; null where there are too few, or where one of both never changes.
-        Between trainings that were scored on different test images there is none.
+        Between trainings that were scored on different test images or classes there is none.
     """
     unlabelled = [row for row in rows if row.name != "target_only"]
     trainings = [run.checks for row in unlabelled for run in row.finished]
@@ -297,8 +297,8 @@ def cautions(rows: Sequence[Row]) -> list[str]:
     if len(sets) > 1:
         said = [f"{_images_of(found[0])}: {', '.join(row.title for row in found)}" for found in sets.values()]
         notes.append(
-            f"Scored on different test images, so that between them there is neither a gain nor a rank correlation: "
-            f"{'; '.join(said)}."
+            "Scored on different test images or classes, so that between them there is neither a gain nor a rank "
+            f"correlation: {'; '.join(said)}."
         )
     if missing := unfinished(rows):
         notes.append(f"Not finished, or without a score, and so left out: {', '.join(missing)}.")
@@ -307,8 +307,9 @@ def cautions(rows: Sequence[Row]) -> list[str]:
 
 def _images_of(row: Row) -> str:
     # sets of one name and number differ in the fingerprint alone
-    test = row.results[0]["data"]["test"]
-    return f"{test['images']} images of {test['name']} (fingerprint {test['fingerprint'][:8]})"
+    result = row.results[0]
+    test, classes = result["data"]["test"], len(result["iou"])
+    return f"{test['images']} images of {test['name']} (fingerprint {test['fingerprint'][:8]}, {classes} classes)"
 
 
 def markdown(rows: Sequence[Row], selection: str, baseline: Row | None = None) -> str:

@@ -122,12 +122,13 @@ def _pictures(rows: Sequence[Row], measured: Mapping[str, Measured]) -> Section:
     return Section("pictures", "Pictures", explanation, content)
 
 
-def _side_by_side(tested_on: Mapping[str, str], measured: Mapping[str, Measured]) -> list[dict[str, Measured]]:
+def _side_by_side(
+    tested_on: Mapping[str, tuple[str, ...]], measured: Mapping[str, Measured]
+) -> list[dict[str, Measured]]:
     """The models, by title, in groups that have their test images and their classes in common."""
     groups: dict[tuple[object, ...], dict[str, Measured]] = {}
     for title, result in measured.items():
-        key = (tested_on[title], result.space.names, result.space.colours)
-        groups.setdefault(key, {})[title] = result
+        groups.setdefault((tested_on[title], result.space.colours), {})[title] = result
     return list(groups.values())
 
 

@@ -153,7 +153,7 @@ def class_table(rows: Sequence[Row]) -> Section:
     columns.append(("mIoU", last_miou))
     columns += [(f"mIoU {name}", lambda r, name=name: r["subsets"].get(name)) for name in subsets]
     contenders = [row for row in rows if row.name != "target_only"] or list(rows)
-    # scores on different images have no best
+    # scores on different images or classes have no best
     contenders = contenders if len(test_sets(contenders)) == 1 else []
     lines, kinds = [], []
     for row in rows:
