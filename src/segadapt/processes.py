@@ -72,6 +72,14 @@ class Processes:
         dist.broadcast_object_list(box, 0)
         return box[0]
 
+    def gather(self, values: list[T]) -> list[T]:
+        """The values of all processes, those of rank 0 first."""
+        if self.count == 1 or not self.largest(len(values)):
+            return values
+        boxes: list[list[T]] = [[] for _ in range(self.count)]
+        dist.all_gather_object(boxes, values)
+        return [value for box in boxes for value in box]
+
     def largest(self, value: int) -> int:
         """The largest `value` of all processes; by way of the CPU, so a GPU goes on computing."""
         if self.count == 1:

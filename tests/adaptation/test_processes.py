@@ -17,6 +17,9 @@ from steps_in_processes import state_after
 
 from segadapt.adaptation.checkpoints import saved_states
 from segadapt.adaptation.step import TrainState
+from segadapt.config import AugmentationConfig, DataConfig
+from segadapt.data.loading import training_batches
+from segadapt.data.readers import find_pairs
 from segadapt.processes import ONE_PROCESS, Processes, started_processes
 from streets import ROOT, few
 
@@ -186,6 +189,29 @@ def test_a_signal_to_one_process_makes_all_save_and_leave(pair: Path, two: Path,
     assert again.returncode == 0, said_again
     for step in ("step1", "."):
         assert [scores(line) for line in lines(run_dir / step)] == [scores(line) for line in lines(two / step)]
+
+
+def test_every_bad_image_is_named_whichever_process_met_it(pair: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(pair, tmp_path / "data")
+    for path in sorted((data / "clear" / "train" / "images").iterdir())[:3]:
+        path.unlink()
+        path.write_bytes(b"no image")
+    config, met = DataConfig(root=str(data / "clear"), split="train", size=(48, 64)), list[int]()
+    images = find_pairs(config, labelled=True)
+    alone = training_batches(
+        images, images.space, config, AugmentationConfig(), 2, 0, 0, 0, left_out=lambda index, _: met.append(index)
+    )
+    for _ in range(2):
+        next(alone)
+    train = command(data, tmp_path / "run", batch_size=1)
+    train[2:3] = ["train", "--row=source_only", "--schedule.on_bad_image=skip", "--network.weights=random"]
+    done = torchrun(2, *train, "--schedule.steps=2", "--schedule.evaluate_every=0", "--selection.images=0")
+    _, said = done.communicate(timeout=300)
+    assert done.returncode == 0, said
+    noted = [line["bad_image"][1] for line in lines(tmp_path / "run") if "bad_image" in line]
+    assert noted == list(dict.fromkeys(met)), "as one process with all images notes them"
+    assert said.count("left out: ") == len(noted)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["bad_images"] == len(noted)
 
 
 def test_a_process_that_fails_ends_all_with_its_message(pair: Path, tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from segadapt.adaptation.checkpoints import restore
 from segadapt.adaptation.domains import EVALUATION_BATCH, find_domain, refuse_unscorable, stoppable, trained_space
 from segadapt.adaptation.machine import Machine
@@ -94,16 +92,21 @@ def run_training(
     if left_out:
         terminal.say(f"trained on the {space.num_classes} classes in common; left out: {', '.join(left_out)}")
 
-    bad = {
-        name: torch.zeros(len(images), dtype=torch.int64) for name, images in (("source", source), ("target", target))
-    }
+    bad: dict[str, set[int]] = {"source": set(), "target": set()}
 
-    def note_bad(domain: str, index: int, problem: str) -> None:
-        if not bad[domain][index]:
-            bad[domain][index] = 1
-            terminal.say(f"left out: {problem}")
-            count = sum(int(each.sum()) for each in bad.values())
-            metrics.write(state.step + 1, {"bad_images": count, "bad_image": [domain, index, problem]})
+    met: list[tuple[str, int, str]] = []  # by this process in the batch that it now reads
+
+    def note_bad(batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; what any process left out of one is then known to all, and written down."""
+        for batch in batches:
+            for domain, index, problem in processes.gather(met):
+                if index not in bad[domain]:
+                    bad[domain].add(index)
+                    terminal.say(f"left out: {problem}")
+                    count = sum(map(len, bad.values()))
+                    metrics.write(state.step + 1, {"bad_images": count, "bad_image": [domain, index, problem]})
+            met.clear()
+            yield batch
 
     def stream(
         images: ImageSet,
@@ -126,7 +129,7 @@ def run_training(
     style = StyleTransfer(translation, target.images, skip_bad) if online else None
 
     def streams(
-        step: int, workers: int = schedule.workers, note: Callable[[str, int, str], None] = note_bad
+        step: int, workers: int, note: Callable[[str, int, str], None]
     ) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
         of_source, of_target = partial(note, "source"), partial(note, "target")
         return (
@@ -135,6 +138,14 @@ def run_training(
             if uses_target
             else None,
         )
+
+    def noted_streams(step: int) -> tuple[Iterator[Batch], Iterator[Batch] | None]:
+        of_source, of_target = streams(
+            step, schedule.workers, lambda domain, index, problem: met.append((domain, index, problem))
+        )
+        if not skip_bad:
+            return of_source, of_target
+        return note_bad(of_source), note_bad(of_target) if of_target else None
 
     weights = replace(experiment.network, weights=str(start)) if start else experiment.network
     state = new_state(replace(experiment, network=weights), space, machine.device, processes)
@@ -179,15 +190,15 @@ def run_training(
                 file.write(config_text(asdict(experiment)).encode())
         with Metrics(run_dir, state.step, processes.is_first) as metrics:
             for domain, index, _ in (line["bad_image"] for line in metrics.earlier if "bad_image" in line):
-                bad[domain][index] = 1
+                bad[domain].add(index)
             checks = train(
-                state, schedule, streams, check if test or experiment.selection.images else None,
+                state, schedule, noted_streams, check if test or experiment.selection.images else None,
                 experiment.selection.score, save_model, run_dir, metrics, machine, title,
             )  # fmt: skip
         result = {
             **result_of(checks, schedule.last_k),
             **provenance,
-            "bad_images": sum(int((processes.sum(each) > 0).sum()) for each in bad.values()),
+            "bad_images": sum(map(len, bad.values())),
             "command": command_line(),
             "seconds": state.seconds,
             **(notes or {}),
