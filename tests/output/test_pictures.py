@@ -51,3 +51,17 @@ def test_pictures_are_spread_over_the_set_and_end_with_the_labels(tmp_path: Path
     assert sheet.shape == (height + CAPTION_HEIGHT, 3 * width + 2 * GAP, 3)
     train_ids = STREETS11.lookup()[labels]
     assert np.array_equal(sheet[CAPTION_HEIGHT:, -width:], colourise(train_ids, STREETS11))
+
+
+def test_images_of_one_name_in_two_folders_have_a_picture_each(tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    save_network(model, build_network(NetworkConfig("efficientnet_lite0", "random"), STREETS11, 0))
+    for kind in ("images", "labels"):
+        file = next((ROOT / "data/streets/adverse/val" / kind).iterdir())
+        for town in ("a", "b"):
+            (tmp_path / "data" / kind / town).mkdir(parents=True)
+            (tmp_path / "data" / kind / town / f"0{file.suffix}").symlink_to(file)
+    data = DataConfig(root=str(tmp_path / "data"), label_space="streets11", size=SIZE)
+    written = save_comparison({"new": model}, data, tmp_path / "pictures", torch.device("cpu"), 2)
+    assert [path.relative_to(tmp_path).as_posix() for path in written] == ["pictures/a/0.png", "pictures/b/0.png"]
+    assert all(path.exists() for path in written)

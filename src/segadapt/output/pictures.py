@@ -40,7 +40,7 @@ def save_comparison(
     Args:
         models: Model files by caption; they share one label space.
         data: The labelled set.
-        out: Folder for the pictures.
+        out: Folder for the pictures, which lie in it as the images do in theirs.
         device: Where to predict.
         count: Number of pictures.
 
@@ -56,7 +56,6 @@ def save_comparison(
         images=tuple(images.images[index] for index in chosen),
         labels=tuple(images.labels[index] for index in chosen),
     )
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for batch in evaluation_batches(subset, space, data, 1, workers=0):
         labels = batch.labels[0]
@@ -66,7 +65,8 @@ def save_comparison(
             predicted = predict_labels(predict_logits(network, batch.images)[0], size)
             panels[caption] = colourise(predicted.cpu().numpy(), space)
         panels["labels"] = colourise(labels.numpy(), space)
-        path = out / Path(batch.names[0]).with_suffix(".png").name
+        path = out / batch.names[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
         side_by_side(panels, size).save(path)
         written.append(path)
     return written
