@@ -326,6 +326,16 @@ def test_models_of_other_test_images_or_classes_are_not_laid_over_one_another() 
     assert [list(group) for group in groups] == [["a", "b"], ["other images"], ["other classes"], ["other colours"]]
 
 
+def test_weights_of_one_name_in_two_folders_differ(tmp_path: Path) -> None:
+    folders = [run_folder(tmp_path / name, "sim", None) for name in ("a", "b")]
+    for folder in folders:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["network"]["weights"] = f"{folder.name}/model.safetensors"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    tables = Page(sections.provenance(read_rows(folders), "").html()).tables
+    assert tables[-1][1:] == [["network.weights", "a/model.safetensors", "b/model.safetensors"]]
+
+
 def test_a_run_without_a_score_has_its_command(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", "sim", (1.0, 2.0, 3.0), command="segadapt train")
     result = json.loads((folder / "result.json").read_text())

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -517,5 +516,5 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flattened(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = Path(value).name if key == "weights" and "/" in str(value) else str(value)
+            flat[prefix + key] = str(value)
     return flat
