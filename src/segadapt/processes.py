@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from segadapt.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -97,18 +99,37 @@ ONE_PROCESS = Processes()
 
 
 def started_processes() -> Processes:
-    """What the environment of torchrun (RANK, WORLD_SIZE, LOCAL_RANK) says; one process without it."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    """What the environment of torchrun (RANK, WORLD_SIZE, LOCAL_RANK) says; one process without it.
+
+    Raises:
+        InputError: it says only a part of that.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return ONE_PROCESS
-    return Processes(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
+    said = {
+        name: os.environ.get(name, absent) for name, absent in (("RANK", ""), ("WORLD_SIZE", ""), ("LOCAL_RANK", "0"))
+    }
+    try:
+        return Processes(*map(int, said.values()))
+    except ValueError:
+        raise InputError(
+            f"environment: {', '.join(f'{name}={value}' for name, value in said.items())} are no numbers of processes; "
+            "start several with torchrun, which sets them, or one with WORLD_SIZE unset"
+        ) from None
 
 
 def join(processes: Processes) -> None:
-    """Connect the processes: NCCL between GPUs, gloo for everything on CPUs."""
+    """Connect the processes: NCCL between GPUs, gloo for everything on CPUs.
+
+    Raises:
+        InputError: the environment does not say where they meet.
+    """
     if processes.count > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend)
+        try:
+            dist.init_process_group(backend)
+        except ValueError as error:  # names the variable
+            raise InputError(f"environment: {error}; start with torchrun, or set it as docs/scaling.md does") from None
 
 
 def leave(processes: Processes) -> None:

@@ -17,6 +17,7 @@ from steps_in_processes import state_after
 
 from segadapt.adaptation.checkpoints import saved_states
 from segadapt.adaptation.step import TrainState
+from segadapt.cli import main
 from segadapt.config import AugmentationConfig, DataConfig
 from segadapt.data.loading import training_batches
 from segadapt.data.readers import find_pairs
@@ -76,6 +77,36 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
     for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     assert started_processes() == Processes(rank=3, count=4, local_rank=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"WORLD_SIZE": "2"}, "environment: RANK=, WORLD_SIZE=2, LOCAL_RANK=0 are no numbers"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE=two"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR expected, but not set; start with torchrun"),
+    ],
+)
+def test_half_an_environment_of_torchrun_is_refused_in_a_line(
+    given: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--run_dir=nowhere", "--device=cpu"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_more_processes_than_devices_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert main(["train", "--run_dir=nowhere"]) == 2
+    assert "has 2 CUDA devices, and this is its process 3" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def device_of(options: Namespace) -> "torch.device":
     """The device to use, after the settings of torch that go with it.
 
     Raises:
-        InputError: cuda was asked for and is not there.
+        InputError: cuda was asked for and is not there, or has too few devices for the processes.
     """
     import torch
 
@@ -126,7 +126,13 @@ def device_of(options: Namespace) -> "torch.device":
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to promise the same
     use_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    return torch.device(f"cuda:{started_processes().local_rank}" if use_cuda else "cpu")
+    number = started_processes().local_rank
+    if use_cuda and number >= torch.cuda.device_count():
+        raise InputError(
+            f"this machine has {torch.cuda.device_count()} CUDA devices, and this is its process {number + 1}; start "
+            "one for each device (torchrun --nproc_per_node), or use --device cpu"
+        )
+    return torch.device(f"cuda:{number}" if use_cuda else "cpu")
 
 
 def terminal_of(options: Namespace) -> "Terminal":
