@@ -239,6 +239,19 @@ def test_a_missing_test_set_is_said_before_training(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_test_images_without_a_trained_class_are_said_before_training(finished: Path, tmp_path: Path) -> None:
+    data = few(tmp_path, images=2)
+    for path in (data / "adverse/val/labels").iterdir():
+        sky = np.zeros_like(np.array(Image.open(path)))
+        path.unlink()
+        Image.fromarray(sky).save(path)
+    experiment, machine = tiny(data), Machine(CPU, Terminal(quiet=True))
+    with pytest.raises(InputError, match=r"val: no label of its 2 images is of a trained class \(road, car\)"):
+        run_training(replace(experiment, classes=("road", "car")), tmp_path / "run", machine, "none")
+    assert not (tmp_path / "run").exists()
+    assert evaluate_model(finished / "model.safetensors", experiment.test, machine)["iou"]["sky"] is not None
+
+
 def test_both_steps_start_from_the_network_of_the_warm_up(tmp_path: Path) -> None:
     warm_up = WarmUpConfig(steps=3, learning_rate=0.002)
     experiment = replace(tiny(few(tmp_path), steps=1), warm_up=warm_up)

@@ -6,7 +6,6 @@ In: a model file, a domain. Out: a folder of label maps with `made_by.json`; or 
 import json
 from collections.abc import Container, Iterator
 from dataclasses import replace
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from segadapt.adaptation.machine import Machine
 from segadapt.adaptation.pseudo_labels import COUNTED_FILE, THRESHOLDS_FILE, LabellingReport, label_images
 from segadapt.adaptation.run_folder import read_left
 from segadapt.config import DataConfig, OnBadImage, PseudoLabelConfig
-from segadapt.data.loading import EvaluationBatch, all_bad, evaluation_batches, fingerprint
+from segadapt.data.loading import EvaluationBatch, all_bad, evaluation_batches, fingerprint, refuse_unlabelled
 from segadapt.data.readers import ImageSet, find_pairs
 from segadapt.errors import InputError
 from segadapt.evaluation.evaluate import evaluate
@@ -148,6 +147,7 @@ def evaluate_model(
     """
     network, data = load_network(model).to(machine.device), at_size_of(model, data)
     images, processes = find_pairs(data, labelled=True), machine.processes
+    refuse_unlabelled(images, network.label_space)
     batches = evaluation_batches(
         images, network.label_space, data, EVALUATION_BATCH, workers, processes.rank, processes.count
     )
@@ -156,11 +156,6 @@ def evaluate_model(
         network, stoppable(batches, len(images), machine), restricted_argmax, processes, machine.terminal.advance
     )
     machine.terminal.finish_progress()
-    if isnan(scores.miou):
-        raise InputError(
-            f"{images.name}: no pixel of its labels has a class of {model} ({', '.join(network.label_space.names)}), "
-            "so there is no score; take other images"
-        )
     return {**scores.as_json(), **json.loads(read_metadata(model).get("provenance", "{}"))}
 
 

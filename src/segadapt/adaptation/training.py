@@ -29,7 +29,14 @@ from segadapt.adaptation.run_log import Metrics, command_line
 from segadapt.adaptation.step import adapts_to_target
 from segadapt.adaptation.trainer import new_state, train
 from segadapt.config import DataConfig, Experiment
-from segadapt.data.loading import Batch, EvaluationBatch, LeftOut, evaluation_batches, training_batches
+from segadapt.data.loading import (
+    Batch,
+    EvaluationBatch,
+    LeftOut,
+    evaluation_batches,
+    refuse_unlabelled,
+    training_batches,
+)
 from segadapt.data.readers import ImageSet
 from segadapt.evaluation.evaluate import evaluate
 from segadapt.evaluation.label_free import label_free_scores
@@ -154,6 +161,8 @@ def run_training(
         # options out of range, and files that are wrong from the first on, are refused before anything is written
         for first in streams(state.step, workers=0, note=lambda domain, index, problem: None):
             next(first or iter([None]))
+    if test:
+        refuse_unlabelled(test, space)
     sets = {"source": source, "target": target, **({"test": test} if test else {})}
     provenance = provenance_of(experiment, space, sets, start)
 

@@ -34,6 +34,7 @@ __all__ = [
     "all_bad",
     "evaluation_batches",
     "fingerprint",
+    "refuse_unlabelled",
     "training_batches",
 ]
 
@@ -288,6 +289,16 @@ def evaluation_batches(
     groups = (group for group in batches if not all(image_set.image_name(index) in skip for index in group))
     dataset = _EvaluationBatches(image_set, space, data_config.size, left_out is not None)
     return _read_ahead(dataset, groups, workers, left_out)
+
+
+def refuse_unlabelled(image_set: ImageSet, space: LabelSpace) -> None:
+    """Raises InputError where no label of the set is of a class of `space`: the mean over nothing is no score."""
+    table = _table(image_set, space)
+    if not any((read_labels(path, table) != IGNORE).any() for path in image_set.labels if path is not None):
+        raise InputError(
+            f"{image_set.name}: no label of its {len(image_set)} images is of a trained class "
+            f"({', '.join(space.names)}); give images that show one of them"
+        )
 
 
 class _TrainingBatches(Dataset[Read[Batch]]):
