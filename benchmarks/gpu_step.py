@@ -44,7 +44,7 @@ from full_size_step import random_batch
 from segadapt.adaptation import step as step_module
 from segadapt.adaptation.pseudo_labels import override
 from segadapt.adaptation.step import TrainState, adaptation_step
-from segadapt.adaptation.trainer import fastest_convolutions, new_state
+from segadapt.adaptation.trainer import fastest_convolutions, new_state, weights_cast_once
 from segadapt.config import Experiment, NetworkConfig, OptimiserConfig, ScheduleConfig
 from segadapt.data.label_spaces import CITYSCAPES
 from segadapt.data.loading import Batch
@@ -250,7 +250,7 @@ class Bench:
             change(state, replace(self.sizes, images=images))
 
         def step() -> dict[str, Tensor]:
-            with fastest_convolutions(state.one_size):
+            with fastest_convolutions(state.one_size), weights_cast_once(state.device):
                 return adaptation_step(state, source, target)
 
         return step, state

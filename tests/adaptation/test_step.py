@@ -2,13 +2,17 @@
 
 import copy
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segadapt.adaptation.rows import row_of
 from segadapt.adaptation.step import (
@@ -21,7 +25,7 @@ from segadapt.adaptation.step import (
     learning_rate_factor,
     upsample,
 )
-from segadapt.adaptation.trainer import finite_losses, new_state
+from segadapt.adaptation.trainer import finite_losses, new_state, weights_cast_once
 from segadapt.config import (
     ClassifierAgreement,
     Experiment,
@@ -319,3 +323,33 @@ def test_a_loss_that_is_no_number_is_named_with_its_step() -> None:
 def test_an_unknown_row_is_refused() -> None:
     with pytest.raises(InputError, match="sim_sll"):
         row_of(EXPERIMENT, "sim_sll")
+
+
+class Casts(TorchDispatchMode):
+    """Counts the tensors that are cast."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_passes_of_a_step_share_the_cast_weights() -> None:
+    torch.manual_seed(0)
+    layer, images = nn.Conv2d(3, 4, 3), torch.randn(2, 1, 3, 8, 8)
+
+    def step(shared: AbstractContextManager[None]) -> tuple[Tensor, int]:
+        layer.zero_grad()
+        with shared, Casts() as casts:
+            for image in images:  # as source and target: forward and backward, one after the other
+                with torch.autocast("cpu", torch.bfloat16):
+                    features = layer(image)
+                features.float().square().mean().backward()
+        assert layer.weight.grad is not None
+        return layer.weight.grad.clone(), casts.count
+
+    alone, cast_twice = step(nullcontext())
+    shared, cast_once = step(weights_cast_once(torch.device("cpu")))
+    assert torch.equal(alone, shared)
+    assert cast_twice - cast_once == 2, "weight and bias"

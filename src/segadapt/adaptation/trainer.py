@@ -34,7 +34,7 @@ from segadapt.data.loading import Batch
 from segadapt.errors import InputError, NonFiniteLossError, Stopped
 from segadapt.evaluation.label_free import selected_steps
 from segadapt.matching import FeatureBank
-from segadapt.networks.deeplab import DeepLab, parameter_groups
+from segadapt.networks.deeplab import DeepLab, batch_norms, parameter_groups
 from segadapt.networks.discriminator import Discriminator
 from segadapt.networks.weights import build_network
 from segadapt.processes import ONE_PROCESS, Processes
@@ -57,6 +57,8 @@ def new_state(
                 "--device cuda and network.batch_norm batch"
             )
         nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.backbone)  # in place: the backbone itself is none
+    for layer in batch_norms(segmenter):
+        layer.num_batches_tracked = None  # read by nobody, and one more piece of work for a GPU in each forward pass
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         discriminator = Discriminator(space.num_classes).to(device)
@@ -165,7 +167,7 @@ def train(
                 break
             machine.leave_if_stopped()
             target = next(target_stream) if target_stream is not None else None
-            with fastest_convolutions(state.one_size):
+            with fastest_convolutions(state.one_size), weights_cast_once(state.device):
                 report = adaptation_step(state, next(source_stream), target)
             losses = finite_losses(report, state.step)
             last = state.step == schedule.steps
@@ -194,6 +196,13 @@ def fastest_convolutions(one_size: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def weights_cast_once(device: torch.device) -> Iterator[None]:
+    """Lets all of a step share the bf16 copies of the weights: autocast drops them where its outermost context ends."""
+    with torch.autocast(device.type, enabled=False):
+        yield
 
 
 def finite_losses(report: dict[str, Tensor], step: int, rate: str = "--optimiser.learning_rate") -> dict[str, float]:

@@ -142,18 +142,20 @@ class FeatureBank(nn.Module):
         # but its many small parallel loops stall (up to seconds) with two threads on a busy machine.
         device, order = features.device, class_index.argsort(stable=True)
         counts = self._rank(class_index)[1].tolist()
-        slots = []
+        found = []
         for start, held, queries in zip(
             self._host_ring_start,
             self.filled.tolist(),
             features.index_select(0, to_device(order, device)).split(counts),
             strict=True,
         ):
-            if held and len(queries):
-                slots.append(start + _nearest(queries, self.features[start : start + held], distance))
-            else:
-                slots.append(torch.zeros(len(queries), dtype=torch.int64, device=device))
-        return torch.cat(slots).index_select(0, to_device(order.argsort(), device))
+            if len(queries):
+                # of a class without entries any slot will do
+                found.append(_nearest(queries, self.features[start : start + max(held, 1)], distance))
+        if not found:
+            return torch.zeros(0, dtype=torch.int64, device=device)
+        place, ring = to_device(torch.stack([order.argsort(), self.ring_start[class_index]]), device)
+        return torch.cat(found).index_select(0, place) + ring
 
     def _rank(self, class_index: Int[Tensor, " R"]) -> tuple[Int[Tensor, " R"], Int[Tensor, " num_classes"]]:
         """How many regions of the same class come before each one, and how many each class has."""

@@ -152,7 +152,7 @@ class DeepLab(nn.Module):
         """As any module, but with `batch_norm: frozen` the batch norms stay in evaluation mode."""
         super().train(mode)
         if self.config.batch_norm == "frozen":
-            for layer in _batch_norms(self):
+            for layer in batch_norms(self):
                 layer.eval()
         return self
 
@@ -163,12 +163,13 @@ class DeepLab(nn.Module):
         mode only. With `batch_norm: source_target_separate` the training step passes False before the source
         forward and True before that of the target, so that test time sees target statistics alone.
         """
-        for layer in _batch_norms(self):
+        for layer in batch_norms(self):
             # In training mode torch touches its running buffers only if this is set; evaluation ignores it.
             layer.track_running_stats = update
 
 
-def _batch_norms(network: DeepLab) -> Iterator[nn.BatchNorm2d | nn.SyncBatchNorm]:
+def batch_norms(network: DeepLab) -> Iterator[nn.BatchNorm2d | nn.SyncBatchNorm]:
+    """All of a network."""
     for module in network.backbone.modules():
         if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             yield module
@@ -177,7 +178,7 @@ def _batch_norms(network: DeepLab) -> Iterator[nn.BatchNorm2d | nn.SyncBatchNorm
 def set_batch_norm(network: DeepLab, mode: BatchNorm) -> None:
     """Puts batch norm in `mode` (see NetworkConfig) and freezes its scale and shift."""
     network.config = replace(network.config, batch_norm=mode)
-    for layer in _batch_norms(network):
+    for layer in batch_norms(network):
         layer.requires_grad_(False)
     network.train(network.training)
 
