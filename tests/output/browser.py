@@ -42,7 +42,8 @@ class Browser:
         self.answers, write_answers = os.pipe()
         options = [
             "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-            "--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
         ]  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-ISc", _LAUNCH, str(read_commands), str(write_answers), CHROMIUM, *options],
